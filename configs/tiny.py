@@ -1,0 +1,15 @@
+"""The tutorial's model: 824,832 parameters on Tiny Shakespeare, 3000 steps of 32 x 128 characters.
+
+    python scripts/train.py --config=configs/tiny.py
+
+It is the default configuration, so there is nothing to change here.
+"""
+
+from ml_collections import ConfigDict
+
+from gpt_jax.config import default_config
+
+
+def get_config() -> ConfigDict:
+    """The defaults of gpt_jax/config.py."""
+    return default_config()

@@ -1,0 +1,262 @@
+"""Every setting of a run: its name, its default, its range, its meaning, and the error it gives.
+
+Inside the project a configuration is a frozen `Config`, checked when it is made. At the edge (config
+files and `--config.model.n_layer=6`) it is a locked `ml_collections.ConfigDict`. Defaults stand here
+and nowhere else; together they are the tutorial's model, `configs/tiny.py`. No jax.
+"""
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Self
+
+from ml_collections import ConfigDict
+
+
+class UserError(ValueError):
+    """Something the user gave cannot work. The message is one sentence: value, rule, remedy.
+
+    Scripts print it alone on stderr and exit with status 2.
+    """
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """What a value must satisfy: in words, and as a test."""
+
+    text: str
+    holds: Callable[[Any], bool]
+
+
+ANY = Rule("any value", lambda value: True)
+FILLED = Rule("not empty", lambda text: text != "")
+POSITIVE = Rule("above 0", lambda x: x > 0)
+NOT_NEGATIVE = Rule("0 or more", lambda x: x >= 0)
+BELOW_ONE = Rule("in [0, 1)", lambda x: 0 <= x < 1)
+INSIDE_ONE = Rule("in (0, 1)", lambda x: 0 < x < 1)
+UP_TO_ONE = Rule("in (0, 1]", lambda x: 0 < x <= 1)
+REST_OR_POSITIVE = Rule("above 0, or -1 for the rest", lambda x: x > 0 or x == -1)
+
+
+def one_of(*words: str) -> Rule:
+    """The rule that a value is one of `words`."""
+    return Rule("one of " + ", ".join(words), lambda word: word in words)
+
+
+def setting(default: Any, rule: Rule, meaning: str) -> Any:
+    """A dataclass field with its default, its rule and its meaning in a few words."""
+    return dataclasses.field(default=default, metadata={"rule": rule, "meaning": meaning})
+
+
+def _checked(name: str, value: Any, expected: type, rule: Rule) -> Any:
+    """`value` as `expected` (an int serves as a float), or a UserError that names the field."""
+    if expected is float and type(value) is int:
+        value = float(value)
+    if type(value) is not expected:
+        raise UserError(f"{name} = {value!r} is not of type {expected.__name__}: {rule.text} is wanted")
+    if expected is float and not math.isfinite(value):
+        raise UserError(f"{name} = {value} is not a finite number: give one that is {rule.text}")
+    if not rule.holds(value):
+        raise UserError(f"{name} = {value!r} is out of range: it must be {rule.text}")
+    return value
+
+
+@dataclasses.dataclass(frozen=True)
+class _Section:
+    """One group of settings; making one checks every field."""
+
+    SECTION: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            name, value = f"{self.SECTION}.{field.name}", getattr(self, field.name)
+            value = _checked(name, value, type(field.default), field.metadata["rule"])
+            object.__setattr__(self, field.name, value)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The section made of `values`; a UserError names an unknown field and its nearest name."""
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in values:
+            if name not in known:
+                raise UserError(f"{cls.SECTION}.{name} is not a config field{_nearest(name, known)}")
+        return cls(**values)
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f": did you mean {close[0]}?" if close else f": there are {', '.join(known)}"
+
+
+@dataclasses.dataclass(frozen=True)
+class GPTConfig(_Section):
+    """The shape of the model. Names are GPT-2's."""
+
+    SECTION: ClassVar[str] = "model"
+
+    vocab_size: int = setting(0, NOT_NEGATIVE, "distinct tokens; 0 = as many as the tokenizer has")
+    block_size: int = setting(128, POSITIVE, "context length, in tokens")
+    n_layer: int = setting(4, POSITIVE, "blocks")
+    n_head: int = setting(4, POSITIVE, "attention heads per block; must divide n_embd")
+    n_embd: int = setting(128, POSITIVE, "width of the residual stream")
+    dropout: float = setting(0.1, BELOW_ONE, "chance that an activation is dropped in training")
+    bias: bool = setting(True, ANY, "biases in LayerNorm, MLP and attention's output projection")
+    qkv_bias: bool = setting(False, ANY, "biases in the query, key and value projections")
+    tie_embeddings: bool = setting(False, ANY, "the head reuses the token embedding")
+    matmul_dtype: str = setting(
+        "auto", one_of("auto", "float32", "bfloat16"),
+        "factors of the matrix products (sums are float32); auto = bfloat16 where hardware has it",
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.n_embd % self.n_head:
+            raise UserError(
+                f"model.n_embd = {self.n_embd} cannot be shared among model.n_head = {self.n_head} heads: "
+                "choose a width that is a multiple of the heads"
+            )
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.n_embd // self.n_head
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig(_Section):
+    """What text is read, and how it is cut."""
+
+    SECTION: ClassVar[str] = "data"
+
+    corpus: str = setting(
+        "tinyshakespeare", FILLED, "tinyshakespeare, builtin, or a file, folder or glob of UTF-8 text"
+    )
+    tokenizer: str = setting("char", one_of("char", "byte"), "what a token is")
+    val_fraction: float = setting(0.1, INSIDE_ONE, "share of the text, at its end, that is held out")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig(_Section):
+    """How gradients become updates."""
+
+    SECTION: ClassVar[str] = "optimizer"
+
+    name: str = setting("adam", one_of("adam", "adamw"), "update rule")
+    learning_rate: float = setting(2e-3, POSITIVE, "peak learning rate, reached after warm-up")
+    min_learning_rate: float = setting(1e-4, NOT_NEGATIVE, "learning rate at the last step")
+    warmup_steps: int = setting(100, NOT_NEGATIVE, "steps of linear warm-up")
+    schedule: str = setting("cosine", one_of("cosine", "constant"), "learning rate after warm-up")
+    b1: float = setting(0.9, BELOW_ONE, "decay of Adam's mean of gradients")
+    b2: float = setting(0.99, BELOW_ONE, "decay of Adam's mean of squared gradients")
+    weight_decay: float = setting(0.0, NOT_NEGATIVE, "decoupled decay of matrices (adamw only)")
+    grad_clip: float = setting(1.0, NOT_NEGATIVE, "largest global norm of the gradient; 0 = any")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.min_learning_rate > self.learning_rate:
+            raise UserError(
+                f"optimizer.min_learning_rate = {self.min_learning_rate} is above "
+                f"optimizer.learning_rate = {self.learning_rate}: the schedule goes down, so lower the first"
+            )
+        if self.weight_decay and self.name == "adam":
+            raise UserError(
+                f"optimizer.weight_decay = {self.weight_decay} has no place in plain Adam: "
+                "set optimizer.name=adamw, or the decay to 0"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig(_Section):
+    """How long, on how much at a time, and what happens on the way."""
+
+    SECTION: ClassVar[str] = "train"
+
+    seed: int = setting(0, NOT_NEGATIVE, "seed of parameters, batches and dropout")
+    steps: int = setting(3000, POSITIVE, "updates in the whole run")
+    batch_size: int = setting(32, POSITIVE, "windows of text per update, over all devices")
+    microbatch_size: int = setting(0, NOT_NEGATIVE, "windows at a time on one device; 0 = chosen")
+    log_every: int = setting(10, POSITIVE, "steps between lines of metrics.jsonl")
+    eval_every: int = setting(300, POSITIVE, "steps between evaluations")
+    checkpoint_every: int = setting(300, POSITIVE, "steps between checkpoints")
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleConfig(_Section):
+    """The text a run writes at its end."""
+
+    SECTION: ClassVar[str] = "sample"
+
+    prompt: str = setting("ROMEO:", ANY, "text to continue; empty = a line break")
+    max_new_tokens: int = setting(400, NOT_NEGATIVE, "tokens to add")
+    temperature: float = setting(0.8, NOT_NEGATIVE, "logits are divided by it; 0 = greedy")
+    top_k: int = setting(40, NOT_NEGATIVE, "draw among this many likeliest tokens; 0 = all")
+    top_p: float = setting(1.0, UP_TO_ONE, "draw among the likeliest tokens with this total chance")
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig(_Section):
+    """How the work is laid over devices. Never changes what is computed."""
+
+    SECTION: ClassVar[str] = "mesh"
+
+    cpu_devices: int = setting(0, NOT_NEGATIVE, "devices the CPU's cores are shown as; 0 = chosen")
+    data: int = setting(-1, REST_OR_POSITIVE, "devices that share the batch; -1 = the rest")
+    fsdp: int = setting(1, POSITIVE, "devices that share the batch and the parameters")
+    tensor: int = setting(1, POSITIVE, "devices that share each matrix product")
+
+
+SECTIONS: dict[str, type[_Section]] = {
+    cls.SECTION: cls
+    for cls in (GPTConfig, DataConfig, OptimizerConfig, TrainConfig, SampleConfig, MeshConfig)
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """All settings of a run. Raises UserError when made with values that cannot work."""
+
+    model: GPTConfig = GPTConfig()
+    data: DataConfig = DataConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    train: TrainConfig = TrainConfig()
+    sample: SampleConfig = SampleConfig()
+    mesh: MeshConfig = MeshConfig()
+
+    def __post_init__(self) -> None:
+        if self.optimizer.warmup_steps > self.train.steps:
+            raise UserError(
+                f"train.steps = {self.train.steps} ends before optimizer.warmup_steps = "
+                f"{self.optimizer.warmup_steps} are over: train longer or warm up for fewer steps"
+            )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Mapping[str, Any]]) -> Self:
+        """The configuration made of nested `values`; what is missing has its default."""
+        for name in values:
+            if name not in SECTIONS:
+                raise UserError(f"{name} is not a config section{_nearest(name, list(SECTIONS))}")
+        return cls(**{name: SECTIONS[name].from_dict(part) for name, part in values.items()})
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """Plain nested dictionaries, as stored in a run's config.json."""
+        return dataclasses.asdict(self)
+
+    def with_values(self, section: str, **values: Any) -> Self:
+        """A copy with some fields of one section replaced, checked again."""
+        changed = dataclasses.replace(getattr(self, section), **values)
+        return dataclasses.replace(self, **{section: changed})
+
+
+def default_config() -> ConfigDict:
+    """The defaults as a locked ConfigDict: what a config file starts from."""
+    return ConfigDict(Config().to_dict()).lock()
+
+
+def from_config_dict(config: ConfigDict) -> Config:
+    """The checked configuration behind a ConfigDict.
+
+    Raises:
+      UserError: for a value out of range or a field that does not exist.
+    """
+    return Config.from_dict(config.to_dict())

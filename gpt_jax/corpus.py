@@ -1,0 +1,160 @@
+"""Where text comes from: Tiny Shakespeare (downloaded, checked, cached), your files, the built-in play.
+
+The only module that uses the network. A corpus is one string, with the absolute source it can be
+found at again and the SHA-256 of its UTF-8 bytes.
+"""
+
+import codecs
+import dataclasses
+import glob
+import hashlib
+import os
+import sys
+import time
+import urllib.request
+from http.client import HTTPException
+from pathlib import Path
+
+from gpt_jax import play
+from gpt_jax.config import UserError
+
+TINY_SHAKESPEARE_URL = (
+    "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+)
+TINY_SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+TINY_SHAKESPEARE_BYTES = 1_115_394
+TIMEOUT_SECONDS = 10
+ATTEMPTS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """A text. `source` is what `data.corpus` must say to get it again, paths made absolute."""
+
+    source: str
+    text: str
+    sha256: str
+
+
+class DownloadError(UserError):
+    """Tiny Shakespeare could not be fetched."""
+
+
+def load_corpus(source: str) -> Corpus:
+    """The text that `data.corpus = source` names.
+
+    Raises:
+      DownloadError: `source` is "tinyshakespeare", it is not cached and cannot be fetched.
+      UserError: files that are missing, empty or not UTF-8.
+    """
+    if source == "tinyshakespeare":
+        return _corpus(source, _tiny_shakespeare())
+    if source == "builtin":
+        return _corpus(source, play.write())
+    return _corpus(_absolute(source), _read_files(source))
+
+
+def _corpus(source: str, text: str) -> Corpus:
+    return Corpus(source, text, hashlib.sha256(text.encode("utf-8")).hexdigest())
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept: GPT_JAX_CACHE, or the platform's folder for caches."""
+    if chosen := os.environ.get("GPT_JAX_CACHE"):
+        return Path(chosen).expanduser().absolute()
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "gpt_jax"
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", str(Path.home()))) / "gpt_jax"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpt_jax"
+
+
+def _tiny_shakespeare() -> str:
+    """The cached copy if it is whole, else a fresh download. 1,115,394 ASCII characters."""
+    path = cache_folder() / "tinyshakespeare.txt"
+    if path.is_file() and _is_tiny_shakespeare(content := path.read_bytes()):
+        return content.decode("utf-8")
+    content = _download()
+    try:
+        _write_atomically(path, content)
+    except OSError as error:
+        print(f"note: the download is not kept, {path} cannot be written ({error})", file=sys.stderr)
+    return content.decode("utf-8")
+
+
+def _is_tiny_shakespeare(content: bytes) -> bool:
+    return hashlib.sha256(content).hexdigest() == TINY_SHAKESPEARE_SHA256
+
+
+def _download() -> bytes:
+    """Tiny Shakespeare's bytes, checked; a few attempts with growing pauses."""
+    reason: object = None
+    for attempt in range(ATTEMPTS):
+        time.sleep(attempt)
+        try:
+            with urllib.request.urlopen(TINY_SHAKESPEARE_URL, timeout=TIMEOUT_SECONDS) as response:
+                content = response.read(TINY_SHAKESPEARE_BYTES + 1)
+        except (OSError, HTTPException) as error:
+            reason = getattr(error, "reason", error)
+            continue
+        if _is_tiny_shakespeare(content):
+            return content
+        reason = f"{len(content)} bytes with another SHA-256 than {TINY_SHAKESPEARE_SHA256[:12]}..."
+    raise DownloadError(
+        f"Tiny Shakespeare cannot be downloaded from {TINY_SHAKESPEARE_URL} ({reason}): connect, or put "
+        f"the file at {cache_folder() / 'tinyshakespeare.txt'}, or use --config.data.corpus=builtin"
+    )
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
+    """Under a temporary name, then renamed: a reader finds the whole file or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _absolute(source: str) -> str:
+    return os.path.abspath(os.path.expanduser(source))
+
+
+def _read_files(source: str) -> str:
+    """The files of `source`, in the order of their names, joined by line breaks."""
+    text = "\n".join(_read_file(path) for path in _find_files(_absolute(source), source))
+    if not text:
+        raise UserError(f"data.corpus = {source!r} is empty: give a text with something in it")
+    return text
+
+
+def _find_files(path: str, source: str) -> list[Path]:
+    if os.path.isdir(path):
+        found = sorted(file for file in Path(path).rglob("*.txt") if file.is_file())
+        wanted = "a folder with .txt files"
+    else:
+        names = [path] if os.path.exists(path) else sorted(glob.glob(path, recursive=True))
+        found = [Path(name) for name in names if os.path.isfile(name)]
+        wanted = "tinyshakespeare, builtin, or an existing file, folder or glob of UTF-8 text"
+    if not found:
+        raise UserError(f"data.corpus = {source!r} names no text (looked at {path}): give {wanted}")
+    return found
+
+
+def _read_file(path: Path) -> str:
+    """A file's characters, line ends untouched; a byte-order mark is no part of the text."""
+    try:
+        content = path.read_bytes()
+        return content.removeprefix(codecs.BOM_UTF8).decode("utf-8")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): check its permissions") from error
+    except UnicodeDecodeError as error:
+        start = error.start + len(content) - len(content.removeprefix(codecs.BOM_UTF8))
+        raise UserError(
+            f"{path} is not UTF-8: byte {content[start]:#04x} at offset {start} begins no "
+            "character; convert the file (iconv -t UTF-8)"
+        ) from error

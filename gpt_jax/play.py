@@ -1,0 +1,311 @@
+"""The built-in corpus: a small grammar that writes a play and knows its own entropy.
+
+This module owns the grammar, the drawing of speeches from it, and the exact entropy of
+what it draws: the loss in nats per character that no model of the play beats on average.
+It does not touch files, split the text, or turn characters into token ids.
+
+At every choice the alternatives begin with different words and none is a prefix of another,
+so a text has exactly one derivation and the probability of it. (Hence no alternative is empty:
+what is optional hangs on punctuation, "." or ", alas."; and only the blank line that ends a
+speech begins with a newline.)
+"""
+
+import re
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache, cached_property
+from itertools import accumulate
+from math import log
+from random import Random
+from typing import TypeAlias
+
+SEED = 0
+CHARACTERS = 1_100_000  # the play ends with the speech that reaches this length
+
+Node: TypeAlias = "str | tuple[Node, ...] | Choice"  # a text, a sequence, or a choice
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """One of `nodes`, the k-th with probability weights[k] / sum(weights)."""
+
+    weights: tuple[int, ...]
+    nodes: tuple[Node, ...]
+
+    @cached_property
+    def cumulative(self) -> tuple[int, ...]:
+        """Running sums of the weights; the last one is their total."""
+        return tuple(accumulate(self.weights))
+
+
+def phrase(text: str, nodes: Mapping[str, Node]) -> Node:
+    """Return `text` with each {name} replaced by its node and each "/" by a newline."""
+    pieces = re.split(r"{(\w+)}", re.sub(" */ *", "\n", text))
+    return tuple(nodes[piece] if k % 2 else piece for k, piece in enumerate(pieces) if piece)
+
+
+def read(rules: str, known: Mapping[str, Node]) -> dict[str, Node]:
+    """Return `known` and, by name, the choices that `rules` define.
+
+    "name: 3 these words | 1 those" chooses a word, each with the weight of its group;
+    "name = 3 this | 1 that {other}" chooses a phrase. Indented lines continue a rule.
+    A rule can use only names known above it, so no grammar written here is recursive.
+    """
+    nodes = dict(known)
+    for rule in re.sub("\n +", " ", rules.strip()).splitlines():
+        name, kind, body = re.split(" ?([:=]) ", rule, maxsplit=1)
+        pairs: list[tuple[int, Node]] = []
+        for group in body.split(" | "):
+            weight, text = group.split(" ", 1)
+            alternatives = text.split() if kind == ":" else [text]
+            pairs += ((int(weight), phrase(alternative, nodes)) for alternative in alternatives)
+        nodes[name] = Choice(*zip(*pairs, strict=True))
+    return nodes
+
+
+# Adjectives begin with consonants, for they follow "a"; things take a plural in "s"; verbs
+# are stems that take "s" and "ed". Things `stir` people, people do a `deed` to things.
+WORLD = """
+adjective: 3 rusty crooked patient humble stubborn hollow painted | 2 salted lopsided drowsy haunted
+  penniless thrifty barnacled jealous moonlit doubtful faithful tarnished virtuous sulky whiskered
+  worm-eaten fog-bound borrowed famous greasy noble pious damp mad proud | 1 bald bashful bent
+  blameless brittle ceremonial clammy comic counterfeit cruel curly deaf dizzy dusty feeble fickle
+  forgotten frosty furry gaunt giddy glum godly gouty grim half-drowned hoarse holy hungry jaunty
+  jolly knock-kneed lame lazy leaky lean limp lofty lonely loud lucky lukewarm lumpy meek merry
+  mildewed mute nervous nimble pickled plump polite purple queasy rash rickety ripe rude sad scaly
+  second-hand secret shabby shy silver sleepy sly smug sober solemn sour square stale stern sticky
+  stout sunburnt tame timid tipsy toothless twisted vain velvet wary weary wet wild wise witty
+  woolly yellow zealous zigzag
+stir: 3 haunt comfort mock await outlast offend follow | 2 frighten remember summon flatter betray
+  deafen delight bewilder insult annoy pester warn | 1 alarm astound charm cheer chill conquer
+  corrupt disgust distract doom elect enchant exhaust foil fool gladden goad harm heal hinder irk
+  jilt jolt lull madden need obey outrank pain pardon reward ruin sadden scald scold scorn shadow
+  sober soften spook spurn suspect taunt thrill torment trick trust warm weaken woo wound
+deed: 3 mend borrow count weigh hoard pawn guard | 2 inspect covet auction barter paint mourn doubt
+  plunder butter salt sharpen pocket inherit repair | 1 adorn anoint audit boil christen claim clean
+  detest disown fasten fear fill gather gild greet grill hail hammer haul heat hook jail kick land
+  lick lift lock loosen loot mail mark melt milk nail neglect oil own pack peel pilfer plant poison
+  ponder pound powder print pull push reckon reject rent return roll scour screw seal shift sniff
+  soak soap sort spoil stack stain steam stow stuff swallow tattoo test thaw tilt toast tow trumpet
+  turn unearth unlock uproot visit want weed yank
+trade: 3 miller salter parson ferryman lamplighter warden | 2 cooper chandler beadle fishwife
+  tollkeeper bell-ringer smuggler ropemaker widow midwife constable innkeeper | 1 baker barber bard
+  brewer butler clerk cobbler cook drummer eel-catcher falconer friar goose-girl groom hatter hermit
+  judge juggler knight mason mayor monk nun nurse pilot piper poet porter sailor scribe sexton
+  shepherd smith spy squire tailor tanner thatcher thief tiler tinker undertaker weaver wizard
+kin: 3 aunt uncle cousin grandmother brother sister goose | 2 nephew niece godfather parrot landlord
+  lawyer rival creditor donkey | 1 bridegroom cat daughter dentist dog enemy father goat heir hound
+  lodger maid mother-in-law physician pig pony son tutor twin ward
+spot: 3 quay chapel lighthouse market tavern belfry | 2 bridge gallows garden ferry sea-wall weir
+  granary jetty | 1 barn brewery cliff crypt dovecote fountain haystack hedge hill kiln maypole oak
+  pier pillory pond prison pulpit pump stable theatre toll-gate tomb well willow yard
+ware: 2 spoon hammer kettle ladder pigeon wig mirror | 1 apron basket bat bed beehive blanket bottle
+  bowl broom button cage cart cauldron chair cheese cloak cobweb collar crown cupboard desk egg
+  elbow fan feather fence frog goblet hat hedgehog jar jug kitten lid map mitten mop mousetrap mug
+  napkin needle nest onion parsnip pebble pen pillow pipe poker pot pulley purse quill quilt rabbit
+  razor rope saddle shoe snail spade spider sword teapot thorn toad towel trunk vest wart
+bell: 2 bell clapper gong steeple chime tower | 1 peal tune psalm drum whistle trumpet fiddle
+  jackdaw carillon anthem bugle flute horn jig knell lute organ tambourine viol
+salt: 2 barrel ladle sieve herring ledger salt-pan | 1 sack ham gherkin kipper wagon permit bushel
+  tariff brine-tub bucket cask funnel hogshead invoice keg mule receipt scoop sluice thimble
+sea: 2 boat anchor mast gull oar net | 1 tide plank rudder harpoon eel buoy hammock barnacle mermaid
+  whale storm crab galleon keel lobster mackerel puffin raft squid urchin whelk
+bread: 2 millstone bun pie oven windmill hopper | 1 cog dumpling muffin pancake pudding rat weevil
+  sickle scythe turnip cake crumpet custard griddle rolling-pin scarecrow sparrow wheel
+light: 2 lantern candle beacon moth shadow star | 1 stairway ghost taper window flint bonfire
+  chimney comet ember owl dream cinder keyhole moonbeam nightcap prism rainbow snuffer wick
+love: 2 ring bonnet sonnet letter ribbon heart | 1 bouquet veil garter slipper rose suitor locket
+  serenade valentine vow poem corset dimple dove garland glove minuet pearl sigh swan waltz
+owner: 5 my | 3 thy our | 2 her his their | 1 Nan's Fennimore's
+modal: 3 would must shall | 1 may might cannot
+many: 3 two three seven nine | 2 four five eight ten twelve forty
+coin: 3 pence herrings | 1 shillings turnips candles apologies kisses eels
+day: 3 dawn noon Sunday Monday | 1 dusk midnight supper Tuesday Thursday Friday Easter Yuletide
+relic: 2 beard bonnet boots | 1 whiskers kneecaps stockings
+near: 3 behind beside beneath | 2 near above | 1 beyond
+name = 3 Old Nan | 3 Zebedee | 3 Xanthe | 2 Dame Quillet | 2 Hob Miller | 2 Kit Umber | 2 Barnaby |
+  1 Lady Fennimore | 1 Ursula | 1 Goody Flounder | 1 Quillet & Daughters
+tradesman = 1 {trade} | 1 {adjective} {trade}
+relative = 1 {kin} | 1 {adjective} {kin}
+person = 4 the {tradesman} | 4 {owner} {relative} | 1 {name}
+number = 20 {many} | 1 3
+price = 6 {number} {coin} | 1 nothing | 1 half a crown | 2 $3
+state = 4 as {adjective} as {person} | 2 too {adjective} for {person} | 3 {near} the {spot}
+aside = 2 they say | 1 alas | 2 by {owner} {relic} | 3 before {day} | 3 or so says {person}
+"""
+
+# What is said on a topic; {own} stands for the things of the topic.
+SENTENCES = """
+thing = 3 {own} | 2 {ware}
+wares = 1 {thing} | 1 {adjective} {thing}
+goods = 5 the {wares} | 3 {owner} {wares} | 2 a {adjective} {thing} | 2 {number} {wares}s
+one = 5 {stir}s {person} | 3 {stir}ed {person} | 2 is {state} | 1 {modal} {stir} {person}
+several = 5 {stir} {person} | 3 {stir}ed {person} | 2 are {state} | 1 {modal} {stir} {person}
+fate = 3 {thing} {one} | 2 {thing}s {several}
+fate = 3 {thing} {one} | 2 {thing}s {several} | 5 {adjective} {fate}
+does = 5 {deed}ed {goods} | 3 {deed}s {goods} | 2 is {state} | 1 {modal} {deed} {goods}
+do = 5 {deed}ed {goods} | 2 {modal} {deed} {goods} | 1 never {deed}ed {goods}
+  | 1 sold {goods} / To {person} for {price} | 1 saw {person} / Asleep {near} the {spot}
+clause = 4 the {fate} | 3 {owner} {relative} {does} | 2 {name} {does} | 2 I {do}
+end = 8 . | 2 ! | 2 , {aside}. | 1 ; / And {clause}. | 1 ; / Yet {clause}. | 1 ; / So {clause}.
+sentence = 9 The {fate}{end} | 6 My {relative} {does}{end} | 2 Thy {relative} {does}{end}
+  | 6 I {do}{end} | 3 We {do}{end} | 3 {name} {does}{end} | 3 Let {person} {deed} {goods}{end}
+  | 2 Who {deed}ed {goods} {near} the {spot}? | 2 Why should {person} {deed} {goods}?
+  | 2 Was it {person} that {deed}ed {goods}? | 3 Though {clause}, / Yet {clause}{end}
+  | 3 Because the {fate}, / I {deed}ed {goods}{end} | 4 Bring {goods}, {goods} / And {goods}{end}
+  | 3 Beware of {goods}, thou {adjective} {trade}! | 3 O {adjective}, {adjective} {thing}!
+  | 3 A {adjective} {thing} is worth {number} {adjective} {thing}s{end}
+  | 2 Thou art a {adjective} {trade} and a {adjective} {kin}{end}
+  | 1 'Tis said {person} {deed}ed {goods}{end} | 2 No {trade} in Codwallow {deed}s {goods}{end}
+"""
+
+# How a speaker talks on a topic: two to six sentences and perhaps the farewell. A rule that
+# names {rest} extends the one above it.
+TALK = """
+address = 3 {favourite} | 1 thou {adjective} {trade}
+news = 1 ! | 3 : the {fate}.
+rest = 3 / | 1 {farewell} //
+rest = 3 / | 1 {farewell} // | 12 {sentence} / {rest}
+rest = 3 / | 1 {farewell} // | 12 {sentence} / {rest}
+rest = 3 / | 1 {farewell} // | 12 {sentence} / {rest}
+rest = 3 / | 1 {farewell} // | 12 {sentence} / {rest}
+talk = 1 {call}, {address}{news} / {sentence} / {rest}
+"""
+
+# The topics, and the calls that announce them at the head of a speech.
+CALLS = {
+    "bell": "3 Hark | 2 Ring out | 1 Stop your ears | 1 Ding and dong",
+    "salt": "3 Salt for silver | 2 Pass the brine | 1 Taste and swear | 1 Weigh it fairly",
+    "sea": "3 Ahoy | 2 Heave together | 1 Cast off | 1 Low water",
+    "bread": "3 Bread first | 2 Grind away | 1 Knead and be still | 1 Up with the sluices",
+    "light": "3 Light the lamp | 2 Darkness | 1 Trim the wick | 1 Now comes the fog",
+    "love": "3 Love is abroad | 2 Kiss and be quick | 1 Blush a little | 1 Dance",
+}
+
+# Weight of the speaker, name, favourite address, weights of the topics, farewell.
+SPEAKERS = (
+    (6, "WARDEN OXBOW", "citizens", "323121", "Such is the law, and the {wares} has signed it."),
+    (6, "DAME QUILLET", "my debtors", "181211", "Pay tomorrow, but leave the {wares} tonight."),
+    (5, "ZEBEDEE", "poor sailors", "113181", "But hush, for the {wares} is listening."),
+    (5, "XANTHE", "deaf neighbours", "811112", "Melt me for bronze if the {wares} be false."),
+    (5, "JORY", "lads", "128112", "Drown me in gravy, and leave Hob the {wares}."),
+    (5, "HOB MILLER", "masters", "111812", "Round goes the wheel, and down comes the {wares}."),
+    (4, "PARSON VETCH", "beloved", "611133", "Amen, and mind the {wares} on thy way out."),
+    (3, "LADY FENNIMORE", "good people", "111118", "Fie, someone fan me with the {wares}!"),
+    (3, "First Fishwife", "gossip", "135112", "Fresh whelks, I say, and hang the {wares}!"),
+    (3, "Second Fishwife", "gossip", "135112", "Stale whelks, I say, and bless the {wares}!"),
+    (1, "Ghost of a Cooper", "ye living", "141141", "Alas, I cannot lift the {wares}."),
+    (1, "Boy", "mother", "112311", "May I go home now? I miss the {wares}."),
+)
+
+
+def compose() -> Choice:
+    """Return the grammar of a speech: the speaker, the topic, and what this one says on it."""
+    world = read(WORLD, {})
+    topics = [
+        read(f"call = {calls}{SENTENCES}", world | {"own": world[topic]})
+        for topic, calls in CALLS.items()
+    ]
+    speakers: list[Node] = []
+    for _, name, favourite, interests, farewell in SPEAKERS:
+        rules = f"favourite = 1 {favourite}\nfarewell = 1 {farewell}{TALK}"
+        talks = tuple(read(rules, topic)["talk"] for topic in topics)
+        speakers.append((name, ":\n", Choice(tuple(map(int, interests)), talks)))
+    return Choice(tuple(weight for weight, *_ in SPEAKERS), tuple(speakers))
+
+
+SPEECH = compose()
+
+
+@dataclass(frozen=True)
+class Speech:
+    """One speech: its text, blank line included, and -log p of its choices in nats."""
+
+    text: str
+    nats: float
+
+
+def draw(node: Node, uniform: Callable[[], float], pieces: list[str]) -> float:
+    """Append a text of `node`, in pieces, and return its -log p in nats.
+
+    `uniform` gives a number in [0, 1) for each choice and is the only source of randomness.
+    """
+    if isinstance(node, str):
+        pieces.append(node)
+        return 0.0
+    if isinstance(node, tuple):
+        return sum(draw(part, uniform, pieces) for part in node)
+    total = node.cumulative[-1]
+    index = bisect_right(node.cumulative, uniform() * total)
+    return log(total / node.weights[index]) + draw(node.nodes[index], uniform, pieces)
+
+
+def speeches(seed: int = SEED) -> Iterator[Speech]:
+    """Yield independent speeches without end.
+
+    The randomness is random.Random(seed).random(), the one method whose sequence Python
+    promises never to change.
+    """
+    uniform = Random(seed).random
+    while True:
+        pieces: list[str] = []
+        nats = draw(SPEECH, uniform, pieces)
+        yield Speech("".join(pieces), nats)
+
+
+@cache
+def play(seed: int = SEED) -> tuple[Speech, ...]:
+    """Return the first speeches(seed) that together reach CHARACTERS characters."""
+    written: list[Speech] = []
+    source, characters = speeches(seed), 0
+    while characters < CHARACTERS:
+        written.append(next(source))
+        characters += len(written[-1].text)
+    return tuple(written)
+
+
+def write(seed: int = SEED) -> str:
+    """Return the play, at least CHARACTERS characters; its randomness is speeches(seed)."""
+    return "".join(speech.text for speech in play(seed))
+
+
+def source_loss(first: int, seed: int = SEED) -> float:
+    """Return the nats per character of write(seed)[first:] under the grammar that wrote it.
+
+    A speech that begins before `first` counts in proportion to its characters after it.
+    """
+    start, nats = 0, 0.0
+    for speech in play(seed):
+        end = start + len(speech.text)
+        nats += speech.nats * max(0, end - max(start, first)) / len(speech.text)
+        start = end
+    if not 0 <= first < start:
+        raise ValueError(f"first must be a position in the play, 0 to {start - 1}, not {first}")
+    return nats / (start - first)
+
+
+@cache
+def expectation(node: Node) -> tuple[float, float]:
+    """Return the entropy in nats and the mean number of characters of the texts of `node`."""
+    if isinstance(node, str):
+        return 0.0, float(len(node))
+    if isinstance(node, tuple):
+        parts = [expectation(part) for part in node]
+        return sum(nats for nats, _ in parts), sum(characters for _, characters in parts)
+    entropy, length = 0.0, 0.0
+    for weight, alternative in zip(node.weights, node.nodes, strict=True):
+        probability = weight / node.cumulative[-1]
+        nats, characters = expectation(alternative)
+        entropy += probability * (nats - log(probability))
+        length += probability * characters
+    return entropy, length
+
+
+def entropy_rate() -> float:
+    """Return the entropy of a speech over its mean length, in nats per character, exactly.
+
+    Speeches are independent, so this is what the loss of a play tends to as it gets longer.
+    """
+    entropy, length = expectation(SPEECH)
+    return entropy / length

@@ -1,0 +1,152 @@
+"""A run on disk: its record and its tokenizer, and what may change when it is resumed.
+
+    runs/tiny/  config.json  tokenizer.json  metrics.jsonl  loss.png  samples/  checkpoints/<step>/
+
+The record, config.json, holds the resolved configuration (nothing left to choose), where the corpus
+was found and its hash, the devices and the versions. Data, never code. No jax.
+"""
+
+import dataclasses
+import json
+import os
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from gpt_jax.config import Config, UserError
+
+FORMAT = 1
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+# Values that leave a choice to the program; a resumed run takes what was chosen at its start.
+CHOICES: tuple[tuple[str, str, Any], ...] = (
+    ("model", "vocab_size", 0),
+    ("model", "matmul_dtype", "auto"),
+    ("train", "microbatch_size", 0),
+    ("mesh", "cpu_devices", 0),
+)
+# What may differ when a run goes on, because the model it ends with stays the same (the layout over
+# devices changes only the order of float32 sums).
+FREE = {
+    *(("sample", field.name) for field in dataclasses.fields(Config().sample)),
+    *(("mesh", field.name) for field in dataclasses.fields(Config().mesh)),
+    *(("train", name) for name in ("microbatch_size", "log_every", "eval_every", "checkpoint_every")),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """What a run was started with.
+
+    Attributes:
+      config: resolved; `config.data.corpus` is where the text was found.
+      requested_corpus: what `data.corpus` said, "tinyshakespeare" where its download failed.
+      corpus_sha256: hash of the text's UTF-8 bytes.
+      platform, devices: kind and number of devices.
+    """
+
+    config: Config
+    requested_corpus: str
+    corpus_sha256: str
+    platform: str
+    devices: int
+
+
+def read_record(workdir: Path) -> Record | None:
+    """The record of the run in `workdir`, or None where no run was started.
+
+    Raises:
+      UserError: for a record that cannot be read or is of another format.
+    """
+    path = workdir / "config.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] != FORMAT:
+            raise UserError(
+                f"{path} is of format {content['format']!r}, this version reads {FORMAT}: use the "
+                "version of gpt_jax that wrote it, or another --workdir"
+            )
+        corpus, devices = content["corpus"], content["devices"]
+        return Record(
+            config=Config.from_dict(content["config"]),
+            requested_corpus=corpus["requested"],
+            corpus_sha256=corpus["sha256"],
+            platform=devices["platform"],
+            devices=devices["count"],
+        )
+    except FileNotFoundError:
+        return None
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} cannot be read ({error!r}): restore it, or use another --workdir") from error
+
+
+def write_record(workdir: Path, record: Record) -> None:
+    """Writes config.json under a temporary name, then renames it.
+
+    Raises:
+      UserError: when the folder cannot be made or written.
+    """
+    content = {
+        "format": FORMAT,
+        "config": record.config.to_dict(),
+        "corpus": {"requested": record.requested_corpus, "sha256": record.corpus_sha256},
+        "devices": {"platform": record.platform, "count": record.devices},
+        "versions": {name: metadata.version(name) for name in PACKAGES},
+    }
+    path = workdir / "config.json"
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".json.part")
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(
+            f"{workdir} cannot be written ({error.strerror}): check it, or use another --workdir"
+        ) from error
+
+
+def with_recorded_choices(config: Config, record: Record) -> Config:
+    """`config` with what it leaves to choose as `record` chose it."""
+    for section, name, undecided in CHOICES:
+        if getattr(getattr(config, section), name) == undecided:
+            chosen = getattr(getattr(record.config, section), name)
+            config = config.with_values(section, **{name: chosen})
+    if config.data.corpus == record.requested_corpus:
+        config = config.with_values("data", corpus=record.config.data.corpus)
+    return config
+
+
+def check_same_run(config: Config, record: Record, workdir: Path) -> None:
+    """Refuses to go on with a run under a configuration that would make another model of it.
+
+    Raises:
+      UserError: listing every field that differs, as recorded and as asked for.
+    """
+    old, new = record.config.to_dict(), config.to_dict()
+    differences = [
+        f"{section}.{name} was {old[section][name]!r} and is now {value!r}"
+        for section, values in new.items()
+        for name, value in values.items()
+        if (section, name) not in FREE and value != old[section][name]
+    ]
+    if differences:
+        raise UserError(
+            f"{workdir} holds a run of another configuration ({'; '.join(differences)}): "
+            "start a new one with another --workdir"
+        )
+
+
+def check_same_corpus(sha256: str, record: Record, workdir: Path) -> None:
+    """Refuses a corpus that is not the one the run began with.
+
+    Raises:
+      UserError: with both hashes.
+    """
+    if sha256 != record.corpus_sha256:
+        raise UserError(
+            f"the text at {record.config.data.corpus} has changed since the run in {workdir} began "
+            f"(SHA-256 {record.corpus_sha256[:12]}... is now {sha256[:12]}...): restore it, or start a "
+            "new run with another --workdir"
+        )

@@ -1,0 +1,166 @@
+"""The mesh of devices, the rules that lay logical axes over it, and the shardings that follow.
+
+A laptop's cores, a server's GPUs and a cluster's hosts are the same to the rest of the code: a mesh
+(data, fsdp, tensor), (1, 1, 1) included. A mesh never changes a shape.
+
+Shapes: A microbatches in a row, M windows of one microbatch over all devices, W tokens of a window.
+"""
+
+import dataclasses
+import math
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from gpt_jax.config import Config, MeshConfig, UserError
+
+MESH_AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")
+RULES: dict[str, tuple[str, ...]] = {
+    "batch": BATCH_AXES,
+    "vocab": ("tensor",),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "mlp": ("tensor",),
+    "embed": ("fsdp",),
+    "length": (),
+    "head_dim": (),
+    "layers": (),
+}
+
+# A microbatch of about 256 tokens per core keeps its activations in cache: the step of configs/tiny.py
+# takes half the time it takes on the whole batch at once, and 128 or 512 tokens are slower.
+CPU_MICROBATCH_TOKENS = 256
+
+
+def start_devices(config: MeshConfig, batch_size: int) -> list[jax.Device]:
+    """The devices a run uses; on a CPU, each of `cpu_devices` cores is one.
+
+    Left to choose, as many as this process has cores that share the batch evenly. Where JAX is
+    already running (a notebook, a test), the devices at hand are taken, up to `cpu_devices`.
+    """
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    count = config.cpu_devices or max(n for n in range(1, cores + 1) if batch_size % n == 0)
+    try:
+        jax.config.update("jax_num_cpu_devices", count)
+    except RuntimeError:
+        count = config.cpu_devices or len(jax.devices())
+    devices = jax.devices()
+    if devices[0].platform != "cpu":
+        return devices
+    if len(devices) < count:
+        raise UserError(
+            f"mesh.cpu_devices = {count}, but JAX already runs with {len(devices)}: ask for fewer, or "
+            "set it before JAX starts"
+        )
+    return devices[:count]
+
+
+def best_matmul_dtype(device: jax.Device) -> str:
+    """What `model.matmul_dtype = auto` means on a device: bfloat16 where it is in hardware.
+
+    On a CPU that is said by its feature flags (AVX512-BF16 or AMX, read on Linux), never measured.
+    """
+    if device.platform != "cpu":
+        return "bfloat16"
+    flags = Path("/proc/cpuinfo").read_text() if sys.platform == "linux" else ""
+    return "bfloat16" if "avx512_bf16" in flags or "amx_bf16" in flags else "float32"
+
+
+def make_mesh(config: MeshConfig, devices: list[jax.Device]) -> Mesh:
+    """The mesh (data, fsdp, tensor) over `devices`.
+
+    Raises:
+      UserError: when the sizes do not multiply to the number of devices.
+    """
+    shared = config.fsdp * config.tensor
+    data = len(devices) // shared if config.data == -1 else config.data
+    if data * shared != len(devices):
+        raise UserError(
+            f"mesh.data = {config.data}, mesh.fsdp = {config.fsdp} and mesh.tensor = {config.tensor} do not "
+            f"multiply to the {len(devices)} devices at hand: change them, or mesh.cpu_devices"
+        )
+    shape = (data, config.fsdp, config.tensor)
+    # Auto: make_mesh's own default, Explicit, refuses the embedding look-up of a linen model.
+    return jax.make_mesh(shape, MESH_AXES, (AxisType.Auto,) * 3, devices=devices)
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchLayout:
+    """How the B windows of a batch are laid out: A microbatches of M windows, shared by the devices.
+
+    Attributes:
+      microbatches: A.
+      rows: M, of which each device has `rows_per_device`.
+      sharding: of an array (A, M, W).
+    """
+
+    microbatches: int
+    rows: int
+    rows_per_device: int
+    sharding: NamedSharding
+
+    def place(self, windows_BW: np.ndarray) -> jax.Array:
+        """B = A M windows on the devices, shape (A, M, W); row b of the batch is at divmod(b, M)."""
+        shape = (self.microbatches, self.rows, windows_BW.shape[-1])
+        return jax.device_put(windows_BW.reshape(shape), self.sharding)
+
+
+def make_batch_layout(config: Config, mesh: Mesh) -> BatchLayout:
+    """The layout of `train.batch_size` windows over the mesh.
+
+    Raises:
+      UserError: when the devices or the microbatches cannot share the batch evenly.
+    """
+    batch_size, ways = config.train.batch_size, math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    if batch_size % ways:
+        raise UserError(
+            f"train.batch_size = {batch_size} cannot be shared by {ways} devices: make it a multiple"
+        )
+    local = batch_size // ways
+    size = config.train.microbatch_size or _choose_microbatch(config, mesh, local)
+    if local % size:
+        raise UserError(
+            f"train.microbatch_size = {size} does not divide the {local} windows that each of {ways} "
+            f"devices has of train.batch_size = {batch_size}: choose a divisor"
+        )
+    spec = PartitionSpec(None, BATCH_AXES)
+    return BatchLayout(local // size, size * ways, size, NamedSharding(mesh, spec))
+
+
+def _choose_microbatch(config: Config, mesh: Mesh, local: int) -> int:
+    if mesh.devices.flat[0].platform != "cpu":
+        return local
+    most = max(1, CPU_MICROBATCH_TOKENS // config.model.block_size)
+    return max(size for size in range(1, local + 1) if local % size == 0 and size <= most)
+
+
+def tree_shardings(boxed: Any, mesh: Mesh) -> Any:
+    """A sharding for every array of a tree whose parameters carry logical axis names.
+
+    An axis that the mesh does not divide is left whole, with a line on stderr that says so.
+    """
+    specs = nn.get_partition_spec(boxed)
+    return jax.tree.map(lambda leaf, spec: _sharding(leaf.shape, spec, mesh), nn.unbox(boxed), specs)
+
+
+def _sharding(shape: tuple[int, ...], names: PartitionSpec, mesh: Mesh) -> NamedSharding:
+    axes = [
+        _divisible(name, size, mesh)
+        for name, size in zip(names, shape, strict=False)  # A scalar's names are empty.
+    ]
+    return NamedSharding(mesh, PartitionSpec(*axes))
+
+
+def _divisible(name: str, size: int, mesh: Mesh) -> tuple[str, ...] | None:
+    axes = tuple(axis for axis in RULES[name] if mesh.shape[axis] > 1)
+    if size % math.prod(mesh.shape[axis] for axis in axes):
+        print(f"note: {name} = {size} is left whole, mesh axes {axes} do not divide it", file=sys.stderr)
+        return None
+    return axes or None

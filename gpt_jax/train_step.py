@@ -1,0 +1,200 @@
+"""One update of the parameters, and the loss of held-out windows: pure functions, jitted.
+
+    loss, gradients = mean over microbatches;  updates = optax(gradients);  params += updates
+
+Shapes: A microbatches in a row, M windows of each, B = A M windows of a batch, W = T + 1 tokens of a
+window (see data.py), V vocabulary. Losses are in nats per token.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+from flax import struct
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from gpt_jax.config import Config
+from gpt_jax.model import GPT
+from gpt_jax.optimizer import make_optimizer, make_schedule
+from gpt_jax.sharding import BatchLayout, tree_shardings
+
+Metrics = dict[str, jax.Array]
+
+
+@struct.dataclass
+class TrainState:
+    """All that training changes, and nothing else: arrays only.
+
+    `step` counts finished updates, skipped ones included; `key` never changes, what is random at a
+    step comes from fold_in(key, step).
+    """
+
+    step: jax.Array
+    params: Any
+    opt_state: optax.OptState
+    key: jax.Array
+    skipped: jax.Array
+    skipped_in_a_row: jax.Array
+
+
+def _init(config: Config) -> TrainState:
+    """The state before the first update; parameters are boxed with the names of their axes."""
+    params_key, key = jax.random.split(jax.random.key(config.train.seed))
+    tokens_BT = jnp.zeros((1, config.model.block_size), jnp.int32)
+    params = GPT(config.model).init(params_key, tokens_BT)["params"]
+    zero = jnp.zeros((), jnp.int32)
+    return TrainState(zero, params, make_optimizer(config).init(params), key, zero, zero)
+
+
+def abstract_state(config: Config, mesh: Mesh) -> TrainState:
+    """Shape, dtype and sharding of every array of the state; allocates nothing."""
+    boxed = jax.eval_shape(lambda: _init(config))
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        nn.unbox(boxed),
+        tree_shardings(boxed, mesh),
+    )
+
+
+def state_shardings(abstract: TrainState) -> TrainState:
+    """The shardings in a tree from `abstract_state`."""
+    return jax.tree.map(lambda leaf: leaf.sharding, abstract)
+
+
+def init_state(config: Config, abstract: TrainState) -> TrainState:
+    """The state before the first update, made directly in its shards. The same on every mesh."""
+    make = jax.jit(lambda: nn.unbox(_init(config)), out_shardings=state_shardings(abstract))
+    return make()
+
+
+def window_losses(
+    model: GPT, params: Any, windows_BW: jax.Array, keys_B: jax.Array | None = None
+) -> jax.Array:
+    """Mean cross-entropy of each window in nats per token, shape (B,); keys turn dropout on."""
+    logits_BTV = model.apply({"params": params}, windows_BW[:, :-1], keys_B)
+    losses_BT = optax.softmax_cross_entropy_with_integer_labels(logits_BTV, windows_BW[:, 1:])
+    return losses_BT.mean(-1)
+
+
+def row_keys(key: jax.Array, step: jax.Array, shape: tuple[int, int]) -> jax.Array:
+    """A dropout key for each row of the global batch at a step, whatever the layout (A, M)."""
+    rows_AM = jnp.arange(shape[0] * shape[1]).reshape(shape)
+    fold_in = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (None, 0))
+    return fold_in(jax.random.fold_in(key, step), rows_AM)
+
+
+def mean_loss_and_grads(
+    model: GPT, params: Any, batch_AMW: jax.Array, keys_AM: jax.Array
+) -> tuple[jax.Array, Any]:
+    """Mean loss of a batch and its gradient, one microbatch after another.
+
+    Sums are float32 and divided once. On a CPU this is cache blocking, on a GPU it saves memory.
+    """
+
+    def loss_fn(params: Any, windows_MW: jax.Array, keys_M: jax.Array) -> jax.Array:
+        return window_losses(model, params, windows_MW, keys_M).mean()
+
+    def add_microbatch(total: Any, microbatch: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, jax.value_and_grad(loss_fn)(params, *microbatch)), None
+
+    zeros = jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)
+    total, _ = lax.scan(add_microbatch, zeros, (batch_AMW, keys_AM))
+    loss, grads = jax.tree.map(lambda x: x / len(batch_AMW), total)
+    return loss, grads
+
+
+def apply_if_finite(
+    ok: jax.Array, state: TrainState, params: Any, opt_state: optax.OptState
+) -> TrainState:
+    """The next state: with the new arrays if `ok`, else with the old ones and the step counted."""
+
+    def choose(new: Any, old: Any) -> Any:
+        return jax.tree.map(lambda n, o: jnp.where(ok, n, o), new, old)
+
+    return state.replace(
+        step=state.step + 1,
+        params=choose(params, state.params),
+        opt_state=choose(opt_state, state.opt_state),
+        skipped=state.skipped + ~ok,
+        skipped_in_a_row=jnp.where(ok, 0, state.skipped_in_a_row + 1),
+    )
+
+
+def make_train_step(config: Config) -> Callable[[TrainState, jax.Array], tuple[TrainState, Metrics]]:
+    """The pure function `train_step(state, batch_AMW) -> (state, metrics)`."""
+    model, optimizer, schedule = GPT(config.model), make_optimizer(config), make_schedule(config)
+
+    def train_step(state: TrainState, batch_AMW: jax.Array) -> tuple[TrainState, Metrics]:
+        keys_AM = row_keys(state.key, state.step, batch_AMW.shape[:2])
+        loss, grads = mean_loss_and_grads(model, state.params, batch_AMW, keys_AM)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {
+            "loss": loss,
+            "grad_norm": optax.global_norm(grads),
+            "lr": jnp.asarray(schedule(state.step - state.skipped)),
+        }
+        ok = jnp.isfinite(loss) & jnp.isfinite(metrics["grad_norm"])
+        return apply_if_finite(ok, state, params, opt_state), metrics
+
+    return train_step
+
+
+def make_eval_step(config: Config) -> Callable[[Any, jax.Array], jax.Array]:
+    """The pure function `eval_step(params, batch_AMW) -> losses_AM`, without dropout."""
+    model = GPT(config.model)
+
+    def eval_step(params: Any, batch_AMW: jax.Array) -> jax.Array:
+        return lax.map(lambda windows_MW: window_losses(model, params, windows_MW), batch_AMW)
+
+    return eval_step
+
+
+def jit_train_step(
+    config: Config, abstract: TrainState, layout: BatchLayout
+) -> Callable[[TrainState, jax.Array], tuple[TrainState, Metrics]]:
+    """`make_train_step`, jitted: the state in its shards and donated, the batch in its layout."""
+    shardings = state_shardings(abstract)
+    return jax.jit(
+        make_train_step(config),
+        in_shardings=(shardings, layout.sharding),
+        out_shardings=(shardings, NamedSharding(layout.sharding.mesh, PartitionSpec())),
+        donate_argnums=0,
+    )
+
+
+def jit_eval_step(
+    config: Config, abstract: TrainState, layout: BatchLayout
+) -> Callable[[Any, jax.Array], jax.Array]:
+    """`make_eval_step`, jitted: parameters as they are sharded in training, losses on all devices."""
+    return jax.jit(
+        make_eval_step(config),
+        in_shardings=(state_shardings(abstract).params, layout.sharding),
+        out_shardings=NamedSharding(layout.sharding.mesh, PartitionSpec()),
+    )
+
+
+def mean_loss(
+    eval_step: Callable[[Any, jax.Array], jax.Array],
+    params: Any,
+    windows_NW: np.ndarray,
+    layout: BatchLayout,
+) -> float:
+    """Mean loss over all N windows in nats per token, summed in float64.
+
+    Windows go through `eval_step` (of `jit_eval_step`) a batch at a time; the last batch is filled
+    up with windows that do not count. Waits for each batch, as a CPU must (see training.py).
+    """
+    batch_size = layout.microbatches * layout.rows
+    losses = []
+    for first in range(0, len(windows_NW), batch_size):
+        windows_BW = windows_NW[first : first + batch_size].astype(np.int32)
+        filled_BW = np.resize(windows_BW, (batch_size, windows_BW.shape[1]))
+        losses_B = np.asarray(eval_step(params, layout.place(filled_BW))).reshape(-1)
+        losses.append(losses_B[: len(windows_BW)])
+    return float(np.concatenate(losses).mean(dtype=np.float64))

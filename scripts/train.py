@@ -1,0 +1,64 @@
+"""Trains a GPT, or goes on with a run that was stopped.
+
+    python scripts/train.py --config=configs/tiny.py
+    python scripts/train.py --config=configs/tiny.py --config.data.corpus=my.txt --workdir=runs/mine
+"""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import command_line
+from absl import flags
+from ml_collections import config_flags
+
+from gpt_jax import training
+from gpt_jax.config import from_config_dict
+
+TINY = Path(__file__).parent.parent / "configs" / "tiny.py"
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """--config and its overrides, --workdir."""
+    config_flags.DEFINE_config_file(
+        "config",
+        str(TINY),
+        "A recipe from configs/. Any field can be changed behind it: --config.train.steps=500.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "workdir", "", "Folder of the run; runs/<name of the config> unless given.", flag_values=values
+    )
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the script with a command line, the script's name first. Returns the exit status."""
+
+    def train(values: flags.FlagValues) -> None:
+        config = from_config_dict(values.config)
+        workdir = Path(values.workdir or default_workdir(values["config"].config_filename))
+        if not training.train(config, workdir):
+            print(f"{workdir} is finished: {config.train.steps} steps. For a new run of the same:")
+            print(f"  {new_run_command(argv, workdir)}")
+
+    return command_line.run(train, define_flags, argv, __doc__ or "")
+
+
+def default_workdir(config_file: str) -> Path:
+    """runs/tiny for configs/tiny.py, runs/gpt2-small for configs/gpt2.py:small."""
+    path, _, argument = config_file.partition(":")
+    return Path("runs") / "-".join(filter(None, [Path(path).stem, argument]))
+
+
+def new_run_command(argv: Sequence[str], workdir: Path) -> str:
+    """The command line again, with the first folder beside `workdir` that does not exist yet."""
+    number = 2
+    while (new := workdir.with_name(f"{workdir.name}-{number}")).exists():
+        number += 1
+    kept = [word for word in argv if not word.lstrip("-").startswith("workdir")]
+    return shlex.join(["python", *kept, f"--workdir={new}"])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
