@@ -20,7 +20,7 @@ _policies = ocp.training.preservation_policies
 
 @dataclasses.dataclass(frozen=True)
 class Saved:
-    """A checkpoint: after how many steps, and its held-out loss in nats per token (inf: not known)."""
+    """A checkpoint: its step, and its held-out loss in nats per token (inf: not measured)."""
 
     step: int
     val_loss: float
@@ -58,6 +58,12 @@ class Checkpoints:
         """The checkpoints at hand, oldest first."""
         return [Saved(c.step, _sortable_loss(c.metrics)) for c in self._checkpointer.checkpoints]
 
+    @property
+    def latest_step(self) -> int:
+        """The newest checkpoint's step; 0 where there is none."""
+        newest = self._checkpointer.latest
+        return newest.step if newest else 0
+
     def save(self, step: int, state: Any, val_loss: float | None = None) -> None:
         """Saves the arrays of `state`, with their held-out loss if known; returns when on disk."""
         # A checkpoint without metrics would never be removed, so a loss not measured is infinite.
@@ -80,7 +86,9 @@ class Checkpoints:
         with contextlib.suppress(StopIteration):
             return next(one for one in saved if str(one.step) == which)
         steps = ", ".join(str(one.step) for one in saved)
-        raise UserError(f"{self._folder} has no step {which!r}: choose best, latest or one of {steps}")
+        raise UserError(
+            f"{self._folder} has no step {which!r}: choose best, latest or one of {steps}"
+        )
 
     def restore(self, step: int, abstract: Any) -> Any:
         """The state saved at `step`, laid out as `abstract` says.
@@ -96,7 +104,7 @@ class Checkpoints:
             return self._checkpointer.load_checkpointables(step, {"state": abstract})["state"]
         except Exception as error:  # Orbax wraps every failure; what helps is its first cause.
             raise UserError(
-                f"checkpoint {self._folder / str(step)} cannot be restored ({_first_cause(error)}): "
+                f"{self._folder / str(step)} cannot be restored ({_first_cause(error)}): "
                 "remove it to go on from an older one, or use another --workdir"
             ) from error
 

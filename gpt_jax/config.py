@@ -1,8 +1,8 @@
 """Every setting of a run: its name, its default, its range, its meaning, and the error it gives.
 
-Inside the project a configuration is a frozen `Config`, checked when it is made. At the edge (config
-files and `--config.model.n_layer=6`) it is a locked `ml_collections.ConfigDict`. Defaults stand here
-and nowhere else; together they are the tutorial's model, `configs/tiny.py`. No jax.
+Inside the project a configuration is a frozen `Config`, checked when it is made. At the edge
+(config files and `--config.model.n_layer=6`) it is a locked `ml_collections.ConfigDict`. Defaults
+stand here and nowhere else; together they are the tutorial's model, `configs/tiny.py`. No jax.
 """
 
 import dataclasses
@@ -49,12 +49,14 @@ def setting(default: Any, rule: Rule, meaning: str) -> Any:
     return dataclasses.field(default=default, metadata={"rule": rule, "meaning": meaning})
 
 
-def _checked(name: str, value: Any, expected: type, rule: Rule) -> Any:
+def _checked(name: str, value: Any, expected: type[Any], rule: Rule) -> Any:
     """`value` as `expected` (an int serves as a float), or a UserError that names the field."""
     if expected is float and type(value) is int:
         value = float(value)
     if type(value) is not expected:
-        raise UserError(f"{name} = {value!r} is not of type {expected.__name__}: {rule.text} is wanted")
+        raise UserError(
+            f"{name} = {value!r} is not of type {expected.__name__}: {rule.text} is wanted"
+        )
     if expected is float and not math.isfinite(value):
         raise UserError(f"{name} = {value} is not a finite number: give one that is {rule.text}")
     if not rule.holds(value):
@@ -80,7 +82,9 @@ class _Section:
         known = [field.name for field in dataclasses.fields(cls)]
         for name in values:
             if name not in known:
-                raise UserError(f"{cls.SECTION}.{name} is not a config field{_nearest(name, known)}")
+                raise UserError(
+                    f"{cls.SECTION}.{name} is not a config field{_nearest(name, known)}"
+                )
         return cls(**values)
 
 
@@ -113,8 +117,8 @@ class GPTConfig(_Section):
         super().__post_init__()
         if self.n_embd % self.n_head:
             raise UserError(
-                f"model.n_embd = {self.n_embd} cannot be shared among model.n_head = {self.n_head} heads: "
-                "choose a width that is a multiple of the heads"
+                f"model.n_embd = {self.n_embd} cannot be shared among model.n_head = "
+                f"{self.n_head} heads: choose a width that is a multiple of the heads"
             )
 
     @property
@@ -130,10 +134,14 @@ class DataConfig(_Section):
     SECTION: ClassVar[str] = "data"
 
     corpus: str = setting(
-        "tinyshakespeare", FILLED, "tinyshakespeare, builtin, or a file, folder or glob of UTF-8 text"
+        "tinyshakespeare",
+        FILLED,
+        "tinyshakespeare, builtin, or a file, folder or glob of UTF-8 text",
     )
     tokenizer: str = setting("char", one_of("char", "byte"), "what a token is")
-    val_fraction: float = setting(0.1, INSIDE_ONE, "share of the text, at its end, that is held out")
+    val_fraction: float = setting(
+        0.1, INSIDE_ONE, "share of the text, at its end, that is held out"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +165,7 @@ class OptimizerConfig(_Section):
         if self.min_learning_rate > self.learning_rate:
             raise UserError(
                 f"optimizer.min_learning_rate = {self.min_learning_rate} is above "
-                f"optimizer.learning_rate = {self.learning_rate}: the schedule goes down, so lower the first"
+                f"optimizer.learning_rate = {self.learning_rate}: lower the first or raise the second"
             )
         if self.weight_decay and self.name == "adam":
             raise UserError(
@@ -236,7 +244,10 @@ class Config:
         for name in values:
             if name not in SECTIONS:
                 raise UserError(f"{name} is not a config section{_nearest(name, list(SECTIONS))}")
-        return cls(**{name: SECTIONS[name].from_dict(part) for name, part in values.items()})
+        sections: dict[str, Any] = {
+            name: SECTIONS[name].from_dict(part) for name, part in values.items()
+        }
+        return cls(**sections)
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Plain nested dictionaries, as stored in a run's config.json."""

@@ -1,4 +1,4 @@
-"""Where text comes from: Tiny Shakespeare (downloaded, checked, cached), your files, the built-in play.
+"""Where text comes from: Tiny Shakespeare (downloaded, checked, cached), your files, our play.
 
 The only module that uses the network. A corpus is one string, with the absolute source it can be
 found at again and the SHA-256 of its UTF-8 bytes.
@@ -78,7 +78,9 @@ def _tiny_shakespeare() -> str:
     try:
         _write_atomically(path, content)
     except OSError as error:
-        print(f"note: the download is not kept, {path} cannot be written ({error})", file=sys.stderr)
+        print(
+            f"note: the download is not kept, {path} cannot be written ({error})", file=sys.stderr
+        )
     return content.decode("utf-8")
 
 
@@ -101,8 +103,9 @@ def _download() -> bytes:
             return content
         reason = f"{len(content)} bytes with another SHA-256 than {TINY_SHAKESPEARE_SHA256[:12]}..."
     raise DownloadError(
-        f"Tiny Shakespeare cannot be downloaded from {TINY_SHAKESPEARE_URL} ({reason}): connect, or put "
-        f"the file at {cache_folder() / 'tinyshakespeare.txt'}, or use --config.data.corpus=builtin"
+        f"Tiny Shakespeare cannot be downloaded from {TINY_SHAKESPEARE_URL} ({reason}): connect, "
+        f"or put the file at {cache_folder() / 'tinyshakespeare.txt'}, or use "
+        "--config.data.corpus=builtin"
     )
 
 
@@ -151,7 +154,9 @@ def _read_file(path: Path) -> str:
         content = path.read_bytes()
         return content.removeprefix(codecs.BOM_UTF8).decode("utf-8")
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): check its permissions") from error
+        raise UserError(
+            f"{path} cannot be read ({error.strerror}): check its permissions"
+        ) from error
     except UnicodeDecodeError as error:
         start = error.start + len(content) - len(content.removeprefix(codecs.BOM_UTF8))
         raise UserError(

@@ -4,8 +4,8 @@ A window is `block_size + 1` tokens in a row: its first `block_size` are the inp
 `block_size` the targets, each one place further on. Tokens may be an array in memory or a
 memory-mapped one (`np.load(path, mmap_mode="r")`): only what a batch needs is read.
 
-There is no iterator and no state. The batch of a step is a function of (seed, step), so a resumed run
-sees the same text as a straight one.
+There is no iterator and no state. The batch of a step is a function of (seed, step), so a resumed
+run sees the same text as a straight one.
 
 Shapes: B windows of a batch, N windows of an evaluation, W = block_size + 1.
 """
@@ -17,7 +17,9 @@ from gpt_jax.config import UserError
 TUTORIAL_WINDOWS = 50 * 32
 
 
-def split(tokens: np.ndarray, val_fraction: float, block_size: int) -> tuple[np.ndarray, np.ndarray]:
+def split(
+    tokens: np.ndarray, val_fraction: float, block_size: int
+) -> tuple[np.ndarray, np.ndarray]:
     """The training part (the beginning) and the held-out part (the last `val_fraction`).
 
     Raises:
@@ -29,15 +31,17 @@ def split(tokens: np.ndarray, val_fraction: float, block_size: int) -> tuple[np.
         smaller = min(val_fraction, 1 - val_fraction)
         raise UserError(
             f"the corpus has {len(tokens)} tokens, but a window of model.block_size + 1 = "
-            f"{block_size + 1} must fit into its training part ({len(train)}) and its held-out part "
-            f"({len(val)}): give about {round((block_size + 1) / smaller) + 1} tokens or more, or a "
-            "smaller model.block_size"
+            f"{block_size + 1} must fit into its training part ({len(train)}) and its held-out "
+            f"part ({len(val)}): give {round((block_size + 1) / smaller) + 1} tokens or more, or "
+            "a smaller model.block_size"
         )
     return train, val
 
 
-def batch_offsets(n_tokens: int, block_size: int, batch_size: int, seed: int, step: int) -> np.ndarray:
-    """Where the windows of a step's batch begin, shape (B,): uniform over all places where one fits.
+def batch_offsets(
+    n_tokens: int, block_size: int, batch_size: int, seed: int, step: int
+) -> np.ndarray:
+    """Where the windows of a step's batch begin, shape (B,): uniform over all that fit.
 
     PCG64 seeded with the pair [seed, step]. (`Philox(key=seed, counter=step)` must not be used:
     the streams of neighbouring counters overlap, and so would the batches.)

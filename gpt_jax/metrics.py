@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-QUIET_SECONDS = 30.0
+SILENCE_SECONDS = 30.0
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -27,39 +27,22 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return entries
 
 
-class MetricsLog:
-    """metrics.jsonl: one JSON object per line, each with its `step`."""
-
-    def __init__(self, path: Path, step: int) -> None:
-        """Opens the log of a run that goes on after `step` steps; later lines are dropped.
-
-        They are of steps made after the last checkpoint, which will be made again.
-        """
-        kept = [entry for entry in read_metrics(path) if entry["step"] <= step]
-        path.write_text("".join(map(_line, kept)), encoding="utf-8")
-        self._path = path
-        self.elapsed_s: float = kept[-1]["elapsed_s"] if kept else 0.0
-
-    def write(self, entry: dict[str, Any]) -> None:
-        """Adds a line."""
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(_line(entry))
-
-
 def _line(entry: dict[str, Any]) -> str:
     """A line of JSON, which has no NaN and no infinity: they become null."""
-    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in entry.items()}
-    return json.dumps(finite) + "\n"
+    for key, value in entry.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            entry = entry | {key: None}
+    return json.dumps(entry) + "\n"
 
 
 class Clock:
     """Times a run: how fast it trains, how long it took, how long it will take.
 
-    `elapsed_s` counts everything, earlier parts of a resumed run included. The speed counts training
-    steps alone: neither the first (which compiles) nor evaluations and checkpoints.
+    `elapsed_s` counts everything, earlier parts of a resumed run included. The speed counts steps
+    alone: neither the first (which compiles) nor evaluations and checkpoints.
     """
 
-    def __init__(self, elapsed_s: float = 0.0, now: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(self, elapsed_s: float, now: Callable[[], float] = time.perf_counter) -> None:
         """`elapsed_s`: seconds the run took before it was resumed; `now`: gives seconds."""
         self._now = now
         self._start = now() - elapsed_s
@@ -80,7 +63,7 @@ class Clock:
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        """What happens inside is not training."""
+        """What happens inside, right after a step, is no part of the next one."""
         yield
         self._step_begin = self._now()
 
@@ -90,7 +73,7 @@ class Clock:
         return self._now() - self._start
 
     def lap_steps_per_s(self) -> float | None:
-        """Training speed since the last call; None where only the first step was made since."""
+        """Speed since the last call; None where nothing but the first step was made since."""
         steps, seconds = self._lap_steps, self._lap_s
         self._lap_steps, self._lap_s = 0, 0.0
         return steps / seconds if seconds > 0 else None
@@ -111,25 +94,37 @@ def duration(seconds: float | None) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-class Display:
-    """Lines of text, with a live bar below them where the output is a terminal."""
+class Monitor:
+    """Writes a run's log and shows its progress: a bar on a terminal, plain lines elsewhere."""
 
-    def __init__(self, steps: int, console: Console | None = None) -> None:
-        """`steps`: of the whole run."""
-        self._steps = steps
+    def __init__(
+        self,
+        workdir: Path,
+        step: int,
+        last_step: int,
+        tokens_per_step: int,
+        console: Console | None = None,
+        now: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """Goes on with the log in `workdir` after `step` of `last_step` steps.
+
+        Lines of later steps are dropped: they came after the last checkpoint, and will come again.
+        """
+        self._path = workdir / "metrics.jsonl"
+        kept = [entry for entry in read_metrics(self._path) if entry["step"] <= step]
+        self._path.write_text("".join(map(_line, kept)), encoding="utf-8")
+        self._clock = Clock(kept[-1]["elapsed_s"] if kept else 0.0, now)
+        self._last_step, self._tokens_per_step = last_step, tokens_per_step
         self._console = console or Console()
-        self._last_line_s = -QUIET_SECONDS
         self._bar = Progress(
             BarColumn(),
             TextColumn("{task.description}"),
             console=self._console,
             disable=not self._console.is_terminal,
         )
-        self._task = self._bar.add_task("compiling", total=steps)
-
-    def say(self, line: str) -> None:
-        """Prints a line as it is."""
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self._task = self._bar.add_task("compiling", total=last_step, completed=step)
+        self._last_line_s = -math.inf
+        self.step_done, self.pause = self._clock.step_done, self._clock.pause
 
     @contextmanager
     def bar(self) -> Iterator[None]:
@@ -137,23 +132,41 @@ class Display:
         with self._bar:
             yield
 
-    def show(self, entry: dict[str, Any], seconds_left: float | None) -> None:
-        """Moves the bar to an entry of the log; prints a line for an evaluation.
+    def say(self, line: str) -> None:
+        """Prints a line as it is."""
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-        Without a bar, a line is printed for any entry after a while of silence.
-        """
-        line = self._status(entry, seconds_left)
+    def tell(self, step: int, metrics: Mapping[str, Any], val_loss: float | None) -> None:
+        """Writes a line of the log and shows it."""
+        speed = self._clock.lap_steps_per_s()
+        entry = {
+            "step": step,
+            "train/loss": float(metrics["loss"]),
+            "lr": float(metrics["lr"]),
+            "grad_norm": float(metrics["grad_norm"]),
+            "tokens_per_s": speed and round(speed * self._tokens_per_step),
+            "elapsed_s": round(self._clock.elapsed_s, 3),
+        }
+        if val_loss is not None:
+            entry["val/loss"] = val_loss
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(_line(entry))
+        self._show(entry)
+
+    def _show(self, entry: dict[str, Any]) -> None:
+        """Moves the bar; prints a line for an evaluation and, without a bar, after a silence."""
+        line = self._status(entry)
         self._bar.update(self._task, completed=entry["step"], description=line)
         silent_s = entry["elapsed_s"] - self._last_line_s
-        if "val/loss" in entry or (silent_s >= QUIET_SECONDS and not self._console.is_terminal):
+        if "val/loss" in entry or (silent_s > SILENCE_SECONDS and not self._console.is_terminal):
             self.say(line)
             self._last_line_s = entry["elapsed_s"]
 
-    def _status(self, entry: dict[str, Any], seconds_left: float | None) -> str:
-        parts = [f"step {entry['step']}/{self._steps}", f"train {entry['train/loss']:.4f}"]
+    def _status(self, entry: dict[str, Any]) -> str:
+        left = duration(self._clock.seconds_left(self._last_step - entry["step"]))
+        parts = [f"step {entry['step']}/{self._last_step}", f"train {entry['train/loss']:.4f}"]
         if "val/loss" in entry:
             parts.append(f"val {entry['val/loss']:.4f}")
         if entry["tokens_per_s"]:
             parts.append(f"{entry['tokens_per_s']:,} tokens/s")
-        parts.append(f"elapsed {duration(entry['elapsed_s'])}, left {duration(seconds_left)}")
-        return "  ".join(parts)
+        return "  ".join([*parts, f"{duration(entry['elapsed_s'])} elapsed, {left} left"])

@@ -5,7 +5,7 @@
     logits = lm_head(ln_f(x))
 
 Names of modules and parameters are GPT-2's; queries, keys and values are separate. Parameters, the
-residual stream, softmax and logits are float32; the factors of matrix products are of `matmul_dtype`.
+residual stream, softmax and logits are float32; factors of matrix products are of `matmul_dtype`.
 
 Shapes (the suffix of a name): B rows of a batch, T time, S time of the keys, C width (n_embd),
 H heads, D width of a head, F width of the MLP (4 C), V vocabulary.
@@ -14,6 +14,7 @@ H heads, D width of a head, F width of the MLP (4 C), V vocabulary.
 import math
 from collections.abc import Sequence
 from functools import partial
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +33,7 @@ def contract(x: jax.Array, kernel: jax.Array, axes: int, dtype: str) -> jax.Arra
     """Sums products over the last `axes` axes of x and the first of kernel: a matrix product.
 
     Factors are rounded to `dtype`, sums are float32. The backward pass is written out because the
-    cotangent arrives as float32, and autodiff would multiply it as such: half the speed in bfloat16.
+    cotangent arrives as float32, and autodiff would multiply it as such: half the speed.
     """
     left, first = range(x.ndim - axes, x.ndim), range(axes)
     return _product(x, kernel, (left, first), dtype)
@@ -93,7 +94,12 @@ def dropout(x: jax.Array, keys_B: jax.Array | None, site: int, rate: float) -> j
 
 
 def causal_attention(
-    q_BTHD: jax.Array, k_BSHD: jax.Array, v_BSHD: jax.Array, keys_B: jax.Array | None, site: int, rate: float
+    q_BTHD: jax.Array,
+    k_BSHD: jax.Array,
+    v_BSHD: jax.Array,
+    keys_B: jax.Array | None,
+    site: int,
+    rate: float,
 ) -> jax.Array:
     """softmax(q k / sqrt(D)) v over the positions up to one's own; dropout on the weights.
 
@@ -106,10 +112,20 @@ def causal_attention(
     return jnp.einsum("bhts,bshd->bthd", weights_BHTS, v_BSHD)
 
 
+def named(init: Initializer, *names: str) -> Initializer:
+    """`init`, for a parameter that carries logical axis names: sharding.py maps them to a mesh."""
+    return cast(Initializer, nn.with_logical_partitioning(init, names))
+
+
 class Dense(nn.Module):
     """y = x kernel (+ bias), over the last `axes` axes of x; kernel and bias may have several axes.
 
-    `names` are the logical axes of the kernel: sharding.py maps them to the mesh.
+    Kernels of heads stay 3-D in the product, too: reshaped to matrices the step of configs/tiny.py
+    is 13 % slower.
+
+    Attributes:
+      features: the shape that takes the place of those axes.
+      names: the logical axes of the kernel.
     """
 
     features: tuple[int, ...]
@@ -122,25 +138,21 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (*x.shape[x.ndim - self.axes :], *self.features)
-        init = nn.with_logical_partitioning(nn.initializers.normal(self.stddev), self.names)
+        init = named(nn.initializers.normal(self.stddev), *self.names)
         y = contract(x, self.param("kernel", init, shape), self.axes, self.dtype)
         if self.use_bias:
-            zeros = nn.with_logical_partitioning(nn.initializers.zeros, self.names[self.axes :])
+            zeros = named(nn.initializers.zeros, *self.names[self.axes :])
             y = y + self.param("bias", zeros, self.features)
         return y
 
 
 def layer_norm(config: GPTConfig, name: str) -> nn.LayerNorm:
     """LayerNorm over the width, with a scale and, if `config.bias`, a bias."""
-
-    def named(init: Initializer) -> Initializer:
-        return nn.with_logical_partitioning(init, ("embed",))
-
     return nn.LayerNorm(
         epsilon=LAYER_NORM_EPSILON,
         use_bias=config.bias,
-        scale_init=named(nn.initializers.ones),
-        bias_init=named(nn.initializers.zeros),
+        scale_init=named(nn.initializers.ones, "embed"),
+        bias_init=named(nn.initializers.zeros, "embed"),
         name=name,
     )
 
@@ -212,7 +224,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """The language model. `config` must be resolved: a vocab_size above 0, no dtype left on auto."""
+    """The language model. `config` must be resolved: vocab_size above 0, matmul_dtype not auto."""
 
     config: GPTConfig
 
@@ -227,29 +239,17 @@ class GPT(nn.Module):
         Returns: float32 logits, shape (B, T, V).
         """
         c = self.config
-        wte_VC = self._table("wte", c.vocab_size, "vocab")
-        wpe_TC = self._table("wpe", c.block_size, "length")
-        x_BTC = wte_VC[tokens_BT] + wpe_TC[: tokens_BT.shape[1]]
+        wte = self._table("wte", c.vocab_size, "vocab")
+        wpe = self._table("wpe", c.block_size, "length")
+        x_BTC = wte(tokens_BT) + wpe.embedding[: tokens_BT.shape[1]]
         for layer in range(c.n_layer):
             x_BTC = Block(c, name=f"h_{layer}")(x_BTC, keys_B, layer * Block.SITES)
         x_BTC = layer_norm(c, "ln_f")(x_BTC)
         if c.tie_embeddings:
-            return contract(x_BTC, wte_VC.T, 1, c.matmul_dtype)
+            return contract(x_BTC, wte.embedding.T, 1, c.matmul_dtype)
         head = Dense((c.vocab_size,), ("embed", "vocab"), False, c.matmul_dtype, name="lm_head")
         return head(x_BTC)
 
-    def _table(self, name: str, rows: int, axis: str) -> jax.Array:
-        return Embedding(rows, self.config.n_embd, axis, name=name)()
-
-
-class Embedding(nn.Module):
-    """A table of vectors, shape (rows, features)."""
-
-    rows: int
-    features: int
-    axis: str
-
-    @nn.compact
-    def __call__(self) -> jax.Array:
-        init = nn.with_logical_partitioning(nn.initializers.normal(INIT_STDDEV), (self.axis, "embed"))
-        return self.param("embedding", init, (self.rows, self.features))
+    def _table(self, name: str, rows: int, axis: str) -> nn.Embed:
+        init = named(nn.initializers.normal(INIT_STDDEV), axis, "embed")
+        return nn.Embed(rows, self.config.n_embd, embedding_init=init, name=name)

@@ -28,7 +28,9 @@ def make_schedule(config: Config) -> optax.Schedule:
 def _after_warmup(c: OptimizerConfig, steps: int) -> optax.Schedule:
     if c.schedule == "constant":
         return optax.constant_schedule(c.learning_rate)
-    return optax.cosine_decay_schedule(c.learning_rate, steps, c.min_learning_rate / c.learning_rate)
+    return optax.cosine_decay_schedule(
+        c.learning_rate, steps, c.min_learning_rate / c.learning_rate
+    )
 
 
 def is_decayed(params: Any) -> Any:

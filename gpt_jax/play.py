@@ -42,7 +42,8 @@ class Choice:
 def phrase(text: str, nodes: Mapping[str, Node]) -> Node:
     """Return `text` with each {name} replaced by its node and each "/" by a newline."""
     pieces = re.split(r"{(\w+)}", re.sub(" */ *", "\n", text))
-    return tuple(nodes[piece] if k % 2 else piece for k, piece in enumerate(pieces) if piece)
+    parts = tuple(nodes[piece] if k % 2 else piece for k, piece in enumerate(pieces) if piece)
+    return parts[0] if len(parts) == 1 else parts
 
 
 def read(rules: str, known: Mapping[str, Node]) -> dict[str, Node]:
@@ -50,7 +51,8 @@ def read(rules: str, known: Mapping[str, Node]) -> dict[str, Node]:
 
     "name: 3 these words | 1 those" chooses a word, each with the weight of its group;
     "name = 3 this | 1 that {other}" chooses a phrase. Indented lines continue a rule.
-    A rule can use only names known above it, so no grammar written here is recursive.
+    A rule sees only names above it, so none is recursive: one that seems to name itself
+    extends the rule of that name above it.
     """
     nodes = dict(known)
     for rule in re.sub("\n +", " ", rules.strip()).splitlines():
@@ -64,112 +66,107 @@ def read(rules: str, known: Mapping[str, Node]) -> dict[str, Node]:
     return nodes
 
 
-# Adjectives begin with consonants, for they follow "a"; things take a plural in "s"; verbs
-# are stems that take "s" and "ed". Things `stir` people, people do a `deed` to things.
+# Adjectives begin with consonants, for they follow "a"; things take a plural in "s"; verbs are
+# stems that take "s" and "ed". Things `stir` people, people do a `deed` to things.
 WORLD = """
-adjective: 3 rusty crooked patient humble stubborn hollow painted | 2 salted lopsided drowsy haunted
-  penniless thrifty barnacled jealous moonlit doubtful faithful tarnished virtuous sulky whiskered
-  worm-eaten fog-bound borrowed famous greasy noble pious damp mad proud | 1 bald bashful bent
-  blameless brittle ceremonial clammy comic counterfeit cruel curly deaf dizzy dusty feeble fickle
+adjective: 3 rusty crooked patient humble stubborn hollow painted | 2 salted lopsided drowsy
+  haunted penniless thrifty barnacled jealous moonlit doubtful faithful tarnished virtuous sulky
+  whiskered worm-eaten fog-bound borrowed famous greasy noble pious damp mad proud | 1 bald bashful
+  bent blameless brittle ceremonial comic counterfeit cruel curly deaf dizzy dusty feeble fickle
   forgotten frosty furry gaunt giddy glum godly gouty grim half-drowned hoarse holy hungry jaunty
-  jolly knock-kneed lame lazy leaky lean limp lofty lonely loud lucky lukewarm lumpy meek merry
-  mildewed mute nervous nimble pickled plump polite purple queasy rash rickety ripe rude sad scaly
-  second-hand secret shabby shy silver sleepy sly smug sober solemn sour square stale stern sticky
-  stout sunburnt tame timid tipsy toothless twisted vain velvet wary weary wet wild wise witty
-  woolly yellow zealous zigzag
+  jolly knock-kneed lazy leaky lean limp lofty lonely loud lucky lukewarm lumpy meek merry mildewed
+  mute nervous nimble pickled plump polite purple queasy rickety rude sad scaly second-hand secret
+  shabby shy silent sleepy sly smug sober solemn sour stale stern sticky stout sunburnt tame timid
+  tipsy toothless twisted vain velvet weary wet wild wise witty woolly yellow zealous zigzag
 stir: 3 haunt comfort mock await outlast offend follow | 2 frighten remember summon flatter betray
   deafen delight bewilder insult annoy pester warn | 1 alarm astound charm cheer chill conquer
   corrupt disgust distract doom elect enchant exhaust foil fool gladden goad harm heal hinder irk
   jilt jolt lull madden need obey outrank pain pardon reward ruin sadden scald scold scorn shadow
   sober soften spook spurn suspect taunt thrill torment trick trust warm weaken woo wound
 deed: 3 mend borrow count weigh hoard pawn guard | 2 inspect covet auction barter paint mourn doubt
-  plunder butter salt sharpen pocket inherit repair | 1 adorn anoint audit boil christen claim clean
-  detest disown fasten fear fill gather gild greet grill hail hammer haul heat hook jail kick land
-  lick lift lock loosen loot mail mark melt milk nail neglect oil own pack peel pilfer plant poison
-  ponder pound powder print pull push reckon reject rent return roll scour screw seal shift sniff
-  soak soap sort spoil stack stain steam stow stuff swallow tattoo test thaw tilt toast tow trumpet
-  turn unearth unlock uproot visit want weed yank
+  plunder butter salt sharpen pocket inherit repair | 1 adorn anoint boil claim clean fasten fear
+  fill gather gild greet grill hail hammer haul heat hook jail kick land lick lift lock loosen loot
+  mail mark melt milk nail neglect oil own pack peel pilfer plant poison ponder pound powder print
+  pull reject rent return roll scatter scour seal shift sniff soak sort spoil stack stain steam
+  stow stuff swallow tattoo thaw tilt toast tow trumpet unearth unlock visit want weed yank
 trade: 3 miller salter parson ferryman lamplighter warden | 2 cooper chandler beadle fishwife
   tollkeeper bell-ringer smuggler ropemaker widow midwife constable innkeeper | 1 baker barber bard
-  brewer butler clerk cobbler cook drummer eel-catcher falconer friar goose-girl groom hatter hermit
-  judge juggler knight mason mayor monk nun nurse pilot piper poet porter sailor scribe sexton
-  shepherd smith spy squire tailor tanner thatcher thief tiler tinker undertaker weaver wizard
-kin: 3 aunt uncle cousin grandmother brother sister goose | 2 nephew niece godfather parrot landlord
-  lawyer rival creditor donkey | 1 bridegroom cat daughter dentist dog enemy father goat heir hound
-  lodger maid mother-in-law physician pig pony son tutor twin ward
+  brewer butler clerk cobbler cook drummer eel-catcher falconer friar goose-girl groom hatter
+  hermit judge juggler knight mason mayor monk nun nurse pilot piper poet porter sailor scribe
+  sexton shepherd smith spy squire tailor tanner thatcher thief tinker undertaker weaver wizard
+kin: 3 aunt uncle cousin grandmother brother sister goose | 2 nephew niece godfather parrot
+  landlord lawyer rival creditor donkey | 1 bridegroom cat daughter dentist dog enemy father goat
+  heir hound lodger maid mother-in-law physician pig pony son tutor twin ward
 spot: 3 quay chapel lighthouse market tavern belfry | 2 bridge gallows garden ferry sea-wall weir
   granary jetty | 1 barn brewery cliff crypt dovecote fountain haystack hedge hill kiln maypole oak
   pier pillory pond prison pulpit pump stable theatre toll-gate tomb well willow yard
-ware: 2 spoon hammer kettle ladder pigeon wig mirror | 1 apron basket bat bed beehive blanket bottle
-  bowl broom button cage cart cauldron chair cheese cloak cobweb collar crown cupboard desk egg
-  elbow fan feather fence frog goblet hat hedgehog jar jug kitten lid map mitten mop mousetrap mug
-  napkin needle nest onion parsnip pebble pen pillow pipe poker pot pulley purse quill quilt rabbit
-  razor rope saddle shoe snail spade spider sword teapot thorn toad towel trunk vest wart
+ware: 2 spoon hammer kettle ladder pigeon wig mirror | 1 apron basket bat bed beehive blanket
+  bottle bowl broom button cage cart chair cheese cloak cobweb crown cupboard egg elbow fan feather
+  fence frog goblet hat hedgehog jar jug kitten lid map mitten mop mousetrap mug napkin needle nest
+  onion parsnip pebble pew pillow pipe poker pot pulley purse quill quilt rabbit razor rope saddle
+  shoe snail spade spider sword teapot thorn toad towel trunk vest wart
 bell: 2 bell clapper gong steeple chime tower | 1 peal tune psalm drum whistle trumpet fiddle
   jackdaw carillon anthem bugle flute horn jig knell lute organ tambourine viol
-salt: 2 barrel ladle sieve herring ledger salt-pan | 1 sack ham gherkin kipper wagon permit bushel
+salt: 2 barrel ladle sieve herring ledger salt-pan | 1 sack crate gherkin kipper wagon permit bushel
   tariff brine-tub bucket cask funnel hogshead invoice keg mule receipt scoop sluice thimble
-sea: 2 boat anchor mast gull oar net | 1 tide plank rudder harpoon eel buoy hammock barnacle mermaid
-  whale storm crab galleon keel lobster mackerel puffin raft squid urchin whelk
+sea: 2 boat anchor mast gull oar net | 1 tide plank rudder harpoon eel buoy hammock seashell
+  mermaid whale storm crab galleon keel lobster mackerel puffin raft squid urchin whelk
 bread: 2 millstone bun pie oven windmill hopper | 1 cog dumpling muffin pancake pudding rat weevil
   sickle scythe turnip cake crumpet custard griddle rolling-pin scarecrow sparrow wheel
 light: 2 lantern candle beacon moth shadow star | 1 stairway ghost taper window flint bonfire
   chimney comet ember owl dream cinder keyhole moonbeam nightcap prism rainbow snuffer wick
 love: 2 ring bonnet sonnet letter ribbon heart | 1 bouquet veil garter slipper rose suitor locket
-  serenade valentine vow poem corset dimple dove garland glove minuet pearl sigh swan waltz
+  serenade valentine vow poem corset dimple dove garland glove minuet pearl sigh swan jewel
 owner: 5 my | 3 thy our | 2 her his their | 1 Nan's Fennimore's
 modal: 3 would must shall | 1 may might cannot
-many: 3 two three seven nine | 2 four five eight ten twelve forty
+number: 4 two three seven nine | 2 four five eight ten twelve forty | 1 3
 coin: 3 pence herrings | 1 shillings turnips candles apologies kisses eels
 day: 3 dawn noon Sunday Monday | 1 dusk midnight supper Tuesday Thursday Friday Easter Yuletide
-relic: 2 beard bonnet boots | 1 whiskers kneecaps stockings
+conjunction: 1 And Yet So
 near: 3 behind beside beneath | 2 near above | 1 beyond
-name = 3 Old Nan | 3 Zebedee | 3 Xanthe | 2 Dame Quillet | 2 Hob Miller | 2 Kit Umber | 2 Barnaby |
-  1 Lady Fennimore | 1 Ursula | 1 Goody Flounder | 1 Quillet & Daughters
+name = 3 Old Nan | 3 Zebedee | 3 Xanthe | 2 Dame Quillet | 2 Hob Miller | 2 Kit Umber | 2 Barnaby
+  | 1 Lady Fennimore | 1 Ursula | 1 Goody Flounder | 1 Quillet & Daughters
 tradesman = 1 {trade} | 1 {adjective} {trade}
 relative = 1 {kin} | 1 {adjective} {kin}
 person = 4 the {tradesman} | 4 {owner} {relative} | 1 {name}
-number = 20 {many} | 1 3
 price = 6 {number} {coin} | 1 nothing | 1 half a crown | 2 $3
 state = 4 as {adjective} as {person} | 2 too {adjective} for {person} | 3 {near} the {spot}
-aside = 2 they say | 1 alas | 2 by {owner} {relic} | 3 before {day} | 3 or so says {person}
 """
 
 # What is said on a topic; {own} stands for the things of the topic.
 SENTENCES = """
 thing = 3 {own} | 2 {ware}
-wares = 1 {thing} | 1 {adjective} {thing}
+wares = 2 {thing} | 3 {adjective} {thing}
 goods = 5 the {wares} | 3 {owner} {wares} | 2 a {adjective} {thing} | 2 {number} {wares}s
+aside = 2 they say | 1 alas | 3 by {owner} {wares} | 2 before {day} | 2 or so says {person}
 one = 5 {stir}s {person} | 3 {stir}ed {person} | 2 is {state} | 1 {modal} {stir} {person}
 several = 5 {stir} {person} | 3 {stir}ed {person} | 2 are {state} | 1 {modal} {stir} {person}
 fate = 3 {thing} {one} | 2 {thing}s {several}
 fate = 3 {thing} {one} | 2 {thing}s {several} | 5 {adjective} {fate}
 does = 5 {deed}ed {goods} | 3 {deed}s {goods} | 2 is {state} | 1 {modal} {deed} {goods}
 do = 5 {deed}ed {goods} | 2 {modal} {deed} {goods} | 1 never {deed}ed {goods}
-  | 1 sold {goods} / To {person} for {price} | 1 saw {person} / Asleep {near} the {spot}
+  | 2 sold {person} {goods} / For {price} | 1 saw {person} / Asleep {near} the {spot}
 clause = 4 the {fate} | 3 {owner} {relative} {does} | 2 {name} {does} | 2 I {do}
-end = 8 . | 2 ! | 2 , {aside}. | 1 ; / And {clause}. | 1 ; / Yet {clause}. | 1 ; / So {clause}.
+end = 8 . | 2 ! | 2 , {aside}. | 3 ; / {conjunction} {clause}.
 sentence = 9 The {fate}{end} | 6 My {relative} {does}{end} | 2 Thy {relative} {does}{end}
-  | 6 I {do}{end} | 3 We {do}{end} | 3 {name} {does}{end} | 3 Let {person} {deed} {goods}{end}
-  | 2 Who {deed}ed {goods} {near} the {spot}? | 2 Why should {person} {deed} {goods}?
-  | 2 Was it {person} that {deed}ed {goods}? | 3 Though {clause}, / Yet {clause}{end}
-  | 3 Because the {fate}, / I {deed}ed {goods}{end} | 4 Bring {goods}, {goods} / And {goods}{end}
-  | 3 Beware of {goods}, thou {adjective} {trade}! | 3 O {adjective}, {adjective} {thing}!
-  | 3 A {adjective} {thing} is worth {number} {adjective} {thing}s{end}
-  | 2 Thou art a {adjective} {trade} and a {adjective} {kin}{end}
+  | 6 I {do}{end} | 3 We {do}{end} | 3 {name} {does}{end} | 4 Let {person} {deed} {goods}{end}
+  | 1 Who {deed}ed {goods} {near} the {spot}? | 2 Why should {person} {deed} {goods}?
+  | 1 Was it {person} that {deed}ed {goods}? | 3 Though {clause}, / Yet {clause}{end}
+  | 3 Because the {fate}, / I {deed}ed {goods}{end} | 5 Bring {goods}, {goods} / And {goods}{end}
+  | 2 Beware of {goods}, thou {adjective} {trade}! | 4 O {adjective}, {adjective} {thing}!
+  | 2 A {adjective} {thing} is worth {number} {adjective} {thing}s{end}
   | 1 'Tis said {person} {deed}ed {goods}{end} | 2 No {trade} in Codwallow {deed}s {goods}{end}
 """
 
-# How a speaker talks on a topic: two to six sentences and perhaps the farewell. A rule that
-# names {rest} extends the one above it.
+# How a speaker talks on a topic: a call, one to five sentences, and perhaps the farewell.
 TALK = """
 address = 3 {favourite} | 1 thou {adjective} {trade}
 news = 1 ! | 3 : the {fate}.
 rest = 3 / | 1 {farewell} //
-rest = 3 / | 1 {farewell} // | 12 {sentence} / {rest}
-rest = 3 / | 1 {farewell} // | 12 {sentence} / {rest}
-rest = 3 / | 1 {farewell} // | 12 {sentence} / {rest}
-rest = 3 / | 1 {farewell} // | 12 {sentence} / {rest}
+rest = 3 / | 1 {farewell} // | 14 {sentence} / {rest}
+rest = 3 / | 1 {farewell} // | 14 {sentence} / {rest}
+rest = 3 / | 1 {farewell} // | 14 {sentence} / {rest}
+rest = 3 / | 1 {farewell} // | 14 {sentence} / {rest}
 talk = 1 {call}, {address}{news} / {sentence} / {rest}
 """
 
@@ -196,7 +193,7 @@ SPEAKERS = (
     (3, "First Fishwife", "gossip", "135112", "Fresh whelks, I say, and hang the {wares}!"),
     (3, "Second Fishwife", "gossip", "135112", "Stale whelks, I say, and bless the {wares}!"),
     (1, "Ghost of a Cooper", "ye living", "141141", "Alas, I cannot lift the {wares}."),
-    (1, "Boy", "mother", "112311", "May I go home now? I miss the {wares}."),
+    (1, "Boy", "everyone", "112311", "May I go home now? I miss the {wares}."),
 )
 
 
@@ -227,10 +224,7 @@ class Speech:
 
 
 def draw(node: Node, uniform: Callable[[], float], pieces: list[str]) -> float:
-    """Append a text of `node`, in pieces, and return its -log p in nats.
-
-    `uniform` gives a number in [0, 1) for each choice and is the only source of randomness.
-    """
+    """Append a text of `node`, chosen by `uniform` numbers in [0, 1); return its -log p in nats."""
     if isinstance(node, str):
         pieces.append(node)
         return 0.0
@@ -242,12 +236,8 @@ def draw(node: Node, uniform: Callable[[], float], pieces: list[str]) -> float:
 
 
 def speeches(seed: int = SEED) -> Iterator[Speech]:
-    """Yield independent speeches without end.
-
-    The randomness is random.Random(seed).random(), the one method whose sequence Python
-    promises never to change.
-    """
-    uniform = Random(seed).random
+    """Yield independent speeches without end; all randomness is Random(seed).random()."""
+    uniform = Random(seed).random  # the one method whose numbers Python promises never to change
     while True:
         pieces: list[str] = []
         nats = draw(SPEECH, uniform, pieces)
@@ -255,8 +245,8 @@ def speeches(seed: int = SEED) -> Iterator[Speech]:
 
 
 @cache
-def play(seed: int = SEED) -> tuple[Speech, ...]:
-    """Return the first speeches(seed) that together reach CHARACTERS characters."""
+def script(seed: int) -> tuple[Speech, ...]:
+    """Return the speeches of the play: as many speeches(seed) as reach CHARACTERS characters."""
     written: list[Speech] = []
     source, characters = speeches(seed), 0
     while characters < CHARACTERS:
@@ -267,7 +257,7 @@ def play(seed: int = SEED) -> tuple[Speech, ...]:
 
 def write(seed: int = SEED) -> str:
     """Return the play, at least CHARACTERS characters; its randomness is speeches(seed)."""
-    return "".join(speech.text for speech in play(seed))
+    return "".join(speech.text for speech in script(seed))
 
 
 def source_loss(first: int, seed: int = SEED) -> float:
@@ -276,7 +266,7 @@ def source_loss(first: int, seed: int = SEED) -> float:
     A speech that begins before `first` counts in proportion to its characters after it.
     """
     start, nats = 0, 0.0
-    for speech in play(seed):
+    for speech in script(seed):
         end = start + len(speech.text)
         nats += speech.nats * max(0, end - max(start, first)) / len(speech.text)
         start = end
@@ -291,21 +281,19 @@ def expectation(node: Node) -> tuple[float, float]:
     if isinstance(node, str):
         return 0.0, float(len(node))
     if isinstance(node, tuple):
-        parts = [expectation(part) for part in node]
-        return sum(nats for nats, _ in parts), sum(characters for _, characters in parts)
+        children = [(1.0, part) for part in node]  # certain, so -log p is 0
+    else:
+        total = node.cumulative[-1]
+        children = [(w / total, child) for w, child in zip(node.weights, node.nodes, strict=True)]
     entropy, length = 0.0, 0.0
-    for weight, alternative in zip(node.weights, node.nodes, strict=True):
-        probability = weight / node.cumulative[-1]
-        nats, characters = expectation(alternative)
+    for probability, child in children:
+        nats, characters = expectation(child)
         entropy += probability * (nats - log(probability))
         length += probability * characters
     return entropy, length
 
 
 def entropy_rate() -> float:
-    """Return the entropy of a speech over its mean length, in nats per character, exactly.
-
-    Speeches are independent, so this is what the loss of a play tends to as it gets longer.
-    """
+    """Return H(speech) / E[characters of a speech] in nats per character; nothing is sampled."""
     entropy, length = expectation(SPEECH)
     return entropy / length

@@ -16,7 +16,10 @@ def draw_loss_curve(entries: list[dict[str, Any]], vocab_size: int, path: Path) 
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
-    for key, style in (("train/loss", {"alpha": 0.5, "lw": 1}), ("val/loss", {"marker": "o", "ms": 3})):
+    for key, style in (
+        ("train/loss", {"alpha": 0.5, "lw": 1}),
+        ("val/loss", {"marker": "o", "ms": 3}),
+    ):
         points = [(entry["step"], entry[key]) for entry in entries if key in entry]
         axes.plot(*zip(*points, strict=True), label=key, **style) if points else None
     axes.axhline(math.log(vocab_size), color="grey", ls=":", label=f"guessing: ln {vocab_size}")

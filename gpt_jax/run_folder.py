@@ -30,7 +30,10 @@ CHOICES: tuple[tuple[str, str, Any], ...] = (
 FREE = {
     *(("sample", field.name) for field in dataclasses.fields(Config().sample)),
     *(("mesh", field.name) for field in dataclasses.fields(Config().mesh)),
-    *(("train", name) for name in ("microbatch_size", "log_every", "eval_every", "checkpoint_every")),
+    *(
+        ("train", name)
+        for name in ("microbatch_size", "log_every", "eval_every", "checkpoint_every")
+    ),
 }
 
 
@@ -79,7 +82,9 @@ def read_record(workdir: Path) -> Record | None:
     except UserError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} cannot be read ({error!r}): restore it, or use another --workdir") from error
+        raise UserError(
+            f"{path} cannot be read ({error!r}): restore it, or use another --workdir"
+        ) from error
 
 
 def write_record(workdir: Path, record: Record) -> None:
@@ -147,6 +152,6 @@ def check_same_corpus(sha256: str, record: Record, workdir: Path) -> None:
     if sha256 != record.corpus_sha256:
         raise UserError(
             f"the text at {record.config.data.corpus} has changed since the run in {workdir} began "
-            f"(SHA-256 {record.corpus_sha256[:12]}... is now {sha256[:12]}...): restore it, or start a "
-            "new run with another --workdir"
+            f"(SHA-256 {record.corpus_sha256[:12]}... is now {sha256[:12]}...): restore it, or "
+            "start a new run with another --workdir"
         )

@@ -19,7 +19,7 @@ from gpt_jax.tokenizer import Tokenizer
 
 
 def sample_token(logits_V: jax.Array, key: jax.Array, options: SampleConfig) -> jax.Array:
-    """Draws one id from softmax(logits / temperature), cut to the likeliest; greedy at temperature 0.
+    """Draws an id from softmax(logits / temperature), cut to the likeliest; at 0 the likeliest.
 
     Top-k is applied first, then top-p: the likeliest tokens whose chances reach `top_p` together.
 
@@ -45,7 +45,12 @@ def _cut_to_nucleus(logits_V: jax.Array, top_p: float) -> jax.Array:
 
 @partial(jax.jit, static_argnames=("config", "options"))
 def _next_token(
-    config: GPTConfig, params: Any, window_T: jax.Array, length: int, key: jax.Array, options: SampleConfig
+    config: GPTConfig,
+    params: Any,
+    window_T: jax.Array,
+    length: int,
+    key: jax.Array,
+    options: SampleConfig,
 ) -> jax.Array:
     logits_TV = GPT(config).apply({"params": params}, window_T[None])[0]
     return sample_token(logits_TV[length - 1], key, options)
@@ -64,7 +69,9 @@ def generate(
     for i in range(options.max_new_tokens):
         window_T = np.zeros(config.block_size, np.int32)
         window_T[: len(window)] = window
-        token = _next_token(config, params, window_T, len(window), jax.random.fold_in(key, i), options)
+        token = _next_token(
+            config, params, window_T, len(window), jax.random.fold_in(key, i), options
+        )
         new.append(int(token))
         window.append(new[-1])
         if len(window) > config.block_size:
@@ -73,7 +80,7 @@ def generate(
 
 
 def prompt_ids(tokenizer: Tokenizer, prompt: str) -> np.ndarray:
-    """The ids of a prompt, at least one: an empty prompt is a line break, or id 0 where none is known.
+    """The ids of a prompt, at least one: an empty one is a line break, or id 0 where none is known.
 
     Raises:
       UserError: for a character outside the vocabulary.

@@ -34,8 +34,8 @@ RULES: dict[str, tuple[str, ...]] = {
     "layers": (),
 }
 
-# A microbatch of about 256 tokens per core keeps its activations in cache: the step of configs/tiny.py
-# takes half the time it takes on the whole batch at once, and 128 or 512 tokens are slower.
+# A microbatch of about 256 tokens per core keeps its activations in cache: the step of
+# configs/tiny.py takes half the time of the whole batch at once; 128 or 512 tokens are slower.
 CPU_MICROBATCH_TOKENS = 256
 
 
@@ -56,8 +56,8 @@ def start_devices(config: MeshConfig, batch_size: int) -> list[jax.Device]:
         return devices
     if len(devices) < count:
         raise UserError(
-            f"mesh.cpu_devices = {count}, but JAX already runs with {len(devices)}: ask for fewer, or "
-            "set it before JAX starts"
+            f"mesh.cpu_devices = {count}, but JAX already runs with {len(devices)}: ask for fewer, "
+            "or set it before JAX starts"
         )
     return devices[:count]
 
@@ -83,8 +83,9 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device]) -> Mesh:
     data = len(devices) // shared if config.data == -1 else config.data
     if data * shared != len(devices):
         raise UserError(
-            f"mesh.data = {config.data}, mesh.fsdp = {config.fsdp} and mesh.tensor = {config.tensor} do not "
-            f"multiply to the {len(devices)} devices at hand: change them, or mesh.cpu_devices"
+            f"mesh.data = {config.data}, mesh.fsdp = {config.fsdp} and mesh.tensor = "
+            f"{config.tensor} do not multiply to the {len(devices)} devices at hand: change them, or "
+            "mesh.cpu_devices"
         )
     shape = (data, config.fsdp, config.tensor)
     # Auto: make_mesh's own default, Explicit, refuses the embedding look-up of a linen model.
@@ -93,7 +94,7 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device]) -> Mesh:
 
 @dataclasses.dataclass(frozen=True)
 class BatchLayout:
-    """How the B windows of a batch are laid out: A microbatches of M windows, shared by the devices.
+    """How the B windows of a batch are laid out: A microbatches of M, shared by the devices.
 
     Attributes:
       microbatches: A.
@@ -107,7 +108,7 @@ class BatchLayout:
     sharding: NamedSharding
 
     def place(self, windows_BW: np.ndarray) -> jax.Array:
-        """B = A M windows on the devices, shape (A, M, W); row b of the batch is at divmod(b, M)."""
+        """B = A M windows on the devices, shape (A, M, W); row b goes to divmod(b, M)."""
         shape = (self.microbatches, self.rows, windows_BW.shape[-1])
         return jax.device_put(windows_BW.reshape(shape), self.sharding)
 
@@ -121,14 +122,15 @@ def make_batch_layout(config: Config, mesh: Mesh) -> BatchLayout:
     batch_size, ways = config.train.batch_size, math.prod(mesh.shape[axis] for axis in BATCH_AXES)
     if batch_size % ways:
         raise UserError(
-            f"train.batch_size = {batch_size} cannot be shared by {ways} devices: make it a multiple"
+            f"train.batch_size = {batch_size} is not a multiple of the {ways} devices that share it"
+            ": change it, or mesh.cpu_devices"
         )
     local = batch_size // ways
     size = config.train.microbatch_size or _choose_microbatch(config, mesh, local)
     if local % size:
         raise UserError(
-            f"train.microbatch_size = {size} does not divide the {local} windows that each of {ways} "
-            f"devices has of train.batch_size = {batch_size}: choose a divisor"
+            f"train.microbatch_size = {size} does not divide the {local} windows that each of "
+            f"{ways} devices has of train.batch_size = {batch_size}: choose a divisor"
         )
     spec = PartitionSpec(None, BATCH_AXES)
     return BatchLayout(local // size, size * ways, size, NamedSharding(mesh, spec))
@@ -147,7 +149,9 @@ def tree_shardings(boxed: Any, mesh: Mesh) -> Any:
     An axis that the mesh does not divide is left whole, with a line on stderr that says so.
     """
     specs = nn.get_partition_spec(boxed)
-    return jax.tree.map(lambda leaf, spec: _sharding(leaf.shape, spec, mesh), nn.unbox(boxed), specs)
+    return jax.tree.map(
+        lambda leaf, spec: _sharding(leaf.shape, spec, mesh), nn.unbox(boxed), specs
+    )
 
 
 def _sharding(shape: tuple[int, ...], names: PartitionSpec, mesh: Mesh) -> NamedSharding:
@@ -161,6 +165,9 @@ def _sharding(shape: tuple[int, ...], names: PartitionSpec, mesh: Mesh) -> Named
 def _divisible(name: str, size: int, mesh: Mesh) -> tuple[str, ...] | None:
     axes = tuple(axis for axis in RULES[name] if mesh.shape[axis] > 1)
     if size % math.prod(mesh.shape[axis] for axis in axes):
-        print(f"note: {name} = {size} is left whole, mesh axes {axes} do not divide it", file=sys.stderr)
+        print(
+            f"note: {name} = {size} is left whole, mesh axes {axes} do not divide it",
+            file=sys.stderr,
+        )
         return None
     return axes or None

@@ -61,9 +61,9 @@ class CharTokenizer:
     def _unknown(self, text: str, position: int) -> UserError:
         character = text[position]
         return UserError(
-            f"character {character!r} (U+{ord(character):04X}) at position {position} is not among the "
-            f"{self.vocab_size} characters this tokenizer was made from: leave it out, or train on a "
-            "text that has it"
+            f"character {character!r} (U+{ord(character):04X}) at position {position} is not among "
+            f"the {self.vocab_size} characters this tokenizer was made from: leave it out, or "
+            "train on a text that has it"
         )
 
     def decode(self, ids: np.ndarray | list[int]) -> str:
@@ -86,8 +86,8 @@ class ByteTokenizer:
             return np.frombuffer(text.encode("utf-8"), np.uint8)
         except UnicodeEncodeError as error:
             raise UserError(
-                f"character {text[error.start]!r} at position {error.start} is half of a pair and no "
-                "character by itself: leave it out"
+                f"character {text[error.start]!r} at position {error.start} is half of a pair and "
+                "no character by itself: leave it out"
             ) from None
 
     def decode(self, ids: np.ndarray | list[int]) -> str:
@@ -132,5 +132,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
         if kind == (1, "char"):
             return CharTokenizer(content["characters"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"no tokenizer can be read from {path} ({error!r}): restore the file") from error
+        raise UserError(
+            f"no tokenizer can be read from {path} ({error!r}): restore the file"
+        ) from error
     raise UserError(f"{path} holds a tokenizer of kind {kind}: update gpt_jax to read it")

@@ -2,8 +2,8 @@
 
     loss, gradients = mean over microbatches;  updates = optax(gradients);  params += updates
 
-Shapes: A microbatches in a row, M windows of each, B = A M windows of a batch, W = T + 1 tokens of a
-window (see data.py), V vocabulary. Losses are in nats per token.
+Shapes: A microbatches in a row, M windows of each, B = A M windows of a batch, W = T + 1 tokens
+of a window (see data.py), V vocabulary. Losses are in nats per token.
 """
 
 from collections.abc import Callable
@@ -26,8 +26,7 @@ from gpt_jax.sharding import BatchLayout, tree_shardings
 Metrics = dict[str, jax.Array]
 
 
-@struct.dataclass
-class TrainState:
+class TrainState(struct.PyTreeNode):
     """All that training changes, and nothing else: arrays only.
 
     `step` counts finished updates, skipped ones included; `key` never changes, what is random at a
@@ -81,9 +80,9 @@ def window_losses(
     return losses_BT.mean(-1)
 
 
-def row_keys(key: jax.Array, step: jax.Array, shape: tuple[int, int]) -> jax.Array:
-    """A dropout key for each row of the global batch at a step, whatever the layout (A, M)."""
-    rows_AM = jnp.arange(shape[0] * shape[1]).reshape(shape)
+def row_keys(key: jax.Array, step: jax.Array, a: int, m: int) -> jax.Array:
+    """A dropout key for each row of the global batch at a step, laid out as (a, m)."""
+    rows_AM = jnp.arange(a * m).reshape(a, m)
     fold_in = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (None, 0))
     return fold_in(jax.random.fold_in(key, step), rows_AM)
 
@@ -125,18 +124,20 @@ def apply_if_finite(
     )
 
 
-def make_train_step(config: Config) -> Callable[[TrainState, jax.Array], tuple[TrainState, Metrics]]:
+def make_train_step(
+    config: Config,
+) -> Callable[[TrainState, jax.Array], tuple[TrainState, Metrics]]:
     """The pure function `train_step(state, batch_AMW) -> (state, metrics)`."""
     model, optimizer, schedule = GPT(config.model), make_optimizer(config), make_schedule(config)
 
     def train_step(state: TrainState, batch_AMW: jax.Array) -> tuple[TrainState, Metrics]:
-        keys_AM = row_keys(state.key, state.step, batch_AMW.shape[:2])
+        keys_AM = row_keys(state.key, state.step, *batch_AMW.shape[:2])
         loss, grads = mean_loss_and_grads(model, state.params, batch_AMW, keys_AM)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {
             "loss": loss,
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": optax.tree.norm(grads),
             "lr": jnp.asarray(schedule(state.step - state.skipped)),
         }
         ok = jnp.isfinite(loss) & jnp.isfinite(metrics["grad_norm"])
@@ -171,7 +172,7 @@ def jit_train_step(
 def jit_eval_step(
     config: Config, abstract: TrainState, layout: BatchLayout
 ) -> Callable[[Any, jax.Array], jax.Array]:
-    """`make_eval_step`, jitted: parameters as they are sharded in training, losses on all devices."""
+    """`make_eval_step`, jitted: parameters sharded as in training, losses on all devices."""
     return jax.jit(
         make_eval_step(config),
         in_shardings=(state_shardings(abstract).params, layout.sharding),

@@ -1,7 +1,7 @@
 """Trains a GPT, or goes on with a run that was stopped.
 
-    python scripts/train.py --config=configs/tiny.py
-    python scripts/train.py --config=configs/tiny.py --config.data.corpus=my.txt --workdir=runs/mine
+python scripts/train.py --config=configs/tiny.py
+python scripts/train.py --config=configs/tiny.py --config.data.corpus=my.txt --workdir=runs/mine
 """
 
 import shlex
@@ -28,7 +28,10 @@ def define_flags(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     flags.DEFINE_string(
-        "workdir", "", "Folder of the run; runs/<name of the config> unless given.", flag_values=values
+        "workdir",
+        "",
+        "Folder of the run; runs/<name of the config> unless given.",
+        flag_values=values,
     )
 
 
@@ -37,7 +40,9 @@ def main(argv: Sequence[str]) -> int:
 
     def train(values: flags.FlagValues) -> None:
         config = from_config_dict(values.config)
-        workdir = Path(values.workdir or default_workdir(values["config"].config_filename))
+        workdir = Path(
+            values.workdir or default_workdir(config_flags.get_config_filename(values["config"]))
+        )
         if not training.train(config, workdir):
             print(f"{workdir} is finished: {config.train.steps} steps. For a new run of the same:")
             print(f"  {new_run_command(argv, workdir)}")

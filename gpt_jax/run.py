@@ -1,0 +1,153 @@
+"""Everything a run needs, made once: text as tokens, devices, the resolved configuration."""
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from gpt_jax import corpus, data, sharding
+from gpt_jax.config import Config, UserError
+from gpt_jax.run_folder import Record, check_same_corpus, write_record
+from gpt_jax.tokenizer import Tokenizer, load_tokenizer, make_tokenizer, save_tokenizer
+from gpt_jax.train_step import (
+    TrainState,
+    abstract_state,
+    jit_eval_step,
+    jit_train_step,
+    mean_loss,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run ready to train.
+
+    Attributes:
+      config: resolved, nothing left to choose.
+      train_tokens, val_tokens: ids of the text's beginning and of its held-out end.
+      layout: of a batch over the devices.
+      abstract: shapes, dtypes and shardings of the state.
+      train_step, eval_step: jitted, see train_step.py.
+    """
+
+    config: Config
+    workdir: Path
+    tokenizer: Tokenizer
+    train_tokens: np.ndarray
+    val_tokens: np.ndarray
+    layout: sharding.BatchLayout
+    abstract: TrainState
+    train_step: Callable[[TrainState, jax.Array], tuple[TrainState, dict[str, jax.Array]]]
+    eval_step: Callable[[Any, jax.Array], jax.Array]
+
+    @property
+    def device(self) -> jax.Device:
+        """The first device."""
+        return self.layout.sharding.mesh.devices.flat[0]
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens that an update learns from."""
+        return self.config.train.batch_size * self.config.model.block_size
+
+    def batch(self, step: int) -> jax.Array:
+        """The batch of the update after `step` updates, on the devices: shape (A, M, W)."""
+        c = self.config
+        windows_BW = data.train_batch(
+            self.train_tokens, c.model.block_size, c.train.batch_size, c.train.seed, step
+        )
+        return self.layout.place(windows_BW)
+
+    def evaluate(self, params: Any) -> float:
+        """Loss over all disjoint windows of the held-out text, in nats per token."""
+        return self._mean_loss(data.evaluation_windows, params)
+
+    def tutorial_estimate(self, params: Any) -> float:
+        """The tutorial's own estimate of it, from the first windows only, in nats per token."""
+        return self._mean_loss(data.tutorial_windows, params)
+
+    def _mean_loss(self, cut: Callable[[np.ndarray, int], np.ndarray], params: Any) -> float:
+        windows_NW = cut(self.val_tokens, self.config.model.block_size)
+        return mean_loss(self.eval_step, params, windows_NW, self.layout)
+
+    def bits_per_byte(self, loss: float) -> float:
+        """A held-out loss in nats per token as bits per byte of the held-out text in UTF-8."""
+        n_bytes = self.tokenizer.count_bytes(self.val_tokens)
+        return float(loss / np.log(2) * len(self.val_tokens) / n_bytes)
+
+
+def prepare(config: Config, workdir: Path, record: Record | None, devices: list[jax.Device]) -> Run:
+    """Reads the text, lays out the devices, makes all choices and, for a new run, records them.
+
+    Args:
+      record: what the run in `workdir` was started with; None for a new run.
+
+    Raises:
+      UserError: for a corpus, layout or folder that cannot serve.
+    """
+    text = _load_text(config, record)
+    tokenizer = _tokenizer(config, text, workdir, record)
+    tokens = tokenizer.encode(text.text)
+    train_tokens, val_tokens = data.split(tokens, config.data.val_fraction, config.model.block_size)
+    mesh = sharding.make_mesh(config.mesh, devices)
+    layout = sharding.make_batch_layout(config, mesh)
+    resolved = _resolve(config, text.source, tokenizer.vocab_size, layout)
+    if record is None:
+        platform = devices[0].platform
+        new = Record(resolved, config.data.corpus, text.sha256, platform, len(devices))
+        write_record(workdir, new)
+        save_tokenizer(tokenizer, workdir / "tokenizer.json")
+    abstract = abstract_state(resolved, mesh)
+    return Run(
+        resolved,
+        workdir,
+        tokenizer,
+        train_tokens,
+        val_tokens,
+        layout,
+        abstract,
+        jit_train_step(resolved, abstract, layout),
+        jit_eval_step(resolved, abstract, layout),
+    )
+
+
+def _load_text(config: Config, record: Record | None) -> corpus.Corpus:
+    """The corpus; for a new run whose default cannot be downloaded, the built-in play."""
+    try:
+        return corpus.load_corpus(config.data.corpus)
+    except corpus.DownloadError as error:
+        if record is not None:
+            raise
+        print(f"note: {error}; this run uses the built-in play", file=sys.stderr)
+        return corpus.load_corpus("builtin")
+
+
+def _tokenizer(
+    config: Config, text: corpus.Corpus, workdir: Path, record: Record | None
+) -> Tokenizer:
+    if record is None:
+        return make_tokenizer(config.data.tokenizer, text.text)
+    check_same_corpus(text.sha256, record, workdir)
+    return load_tokenizer(workdir / "tokenizer.json")
+
+
+def _resolve(config: Config, source: str, vocab_size: int, layout: sharding.BatchLayout) -> Config:
+    """The configuration with every choice made."""
+    if config.model.vocab_size not in (0, vocab_size):
+        raise UserError(
+            f"model.vocab_size = {config.model.vocab_size}, but the tokenizer has {vocab_size} "
+            "tokens: leave it at 0"
+        )
+    mesh, dtype = layout.sharding.mesh, config.model.matmul_dtype
+    device = mesh.devices.flat[0]
+    if dtype == "auto":
+        dtype = sharding.best_matmul_dtype(device)
+    cpu_devices = mesh.size if device.platform == "cpu" else 0
+    config = config.with_values("model", vocab_size=vocab_size, matmul_dtype=dtype)
+    config = config.with_values("data", corpus=source)
+    config = config.with_values("train", microbatch_size=layout.rows_per_device)
+    return config.with_values("mesh", cpu_devices=cpu_devices, data=mesh.shape["data"])

@@ -1,0 +1,55 @@
+"""Shared by all tests: eight CPU devices, a compilation cache for the session, a small model."""
+
+import os
+import tempfile
+from pathlib import Path
+
+# Before JAX starts, and inherited by the processes that tests start.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="gpt_jax-tests-")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+
+import jax
+import pytest
+
+from gpt_jax import play
+from gpt_jax.config import Config
+
+ROOT = Path(__file__).parent.parent
+
+jax.config.update("jax_num_cpu_devices", 8)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or fills the user's cache."""
+    monkeypatch.setenv("GPT_JAX_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def small() -> Config:
+    """A resolved configuration that trains in milliseconds; float32 throughout, dropout on."""
+    return Config.from_dict(
+        {
+            "model": {
+                "vocab_size": 11,
+                "block_size": 16,
+                "n_layer": 2,
+                "n_head": 2,
+                "n_embd": 16,
+                "dropout": 0.25,
+                "matmul_dtype": "float32",
+            },
+            "optimizer": {"learning_rate": 1e-2, "warmup_steps": 2},
+            "train": {"steps": 10, "batch_size": 8, "microbatch_size": 2},
+            "mesh": {"cpu_devices": 1},
+        }
+    )
+
+
+@pytest.fixture
+def text_file(tmp_path: Path) -> Path:
+    """A corpus of 20,000 characters."""
+    path = tmp_path / "corpus.txt"
+    path.write_text(play.write()[:20_000], encoding="utf-8")
+    return path

@@ -1,0 +1,130 @@
+"""Settings: their ranges, their errors, their way through a ConfigDict, and that all are used."""
+
+import ast
+import dataclasses
+import json
+import math
+import re
+
+import pytest
+from conftest import ROOT
+
+from gpt_jax.config import (
+    SECTIONS,
+    Config,
+    UserError,
+    default_config,
+    from_config_dict,
+)
+
+
+def test_defaults_survive_configdict_and_json():
+    assert from_config_dict(default_config()) == Config()
+    assert Config.from_dict(json.loads(json.dumps(Config().to_dict()))) == Config()
+
+
+def test_missing_fields_have_their_defaults():
+    config = Config.from_dict({"model": {"n_layer": 6}})
+    assert config == Config().with_values("model", n_layer=6)
+
+
+def test_an_integer_serves_as_a_float():
+    config = Config().with_values("model", dropout=0)
+    assert type(config.model.dropout) is float
+
+
+def test_configdict_is_locked():
+    with pytest.raises(AttributeError, match="n_layers"):
+        default_config().model.n_layers = 3
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "value"),
+    [
+        ("model", "vocab_size", -1),
+        ("model", "block_size", 0),
+        ("model", "n_layer", -1),
+        ("model", "n_head", 0),
+        ("model", "n_embd", 0),
+        ("model", "dropout", 1.0),
+        ("model", "dropout", -0.1),
+        ("model", "dropout", math.nan),
+        ("model", "matmul_dtype", "float16"),
+        ("model", "bias", 1),
+        ("model", "n_layer", 2.0),
+        ("model", "n_layer", True),
+        ("data", "corpus", ""),
+        ("data", "tokenizer", "words"),
+        ("data", "val_fraction", 0.0),
+        ("data", "val_fraction", 1.0),
+        ("optimizer", "name", "sgd"),
+        ("optimizer", "learning_rate", 0.0),
+        ("optimizer", "learning_rate", math.inf),
+        ("optimizer", "warmup_steps", -1),
+        ("optimizer", "schedule", "linear"),
+        ("optimizer", "b1", 1.0),
+        ("optimizer", "b2", -0.5),
+        ("optimizer", "weight_decay", -1.0),
+        ("optimizer", "grad_clip", -1.0),
+        ("train", "seed", -1),
+        ("train", "steps", 0),
+        ("train", "batch_size", 0),
+        ("train", "microbatch_size", -1),
+        ("train", "log_every", 0),
+        ("train", "eval_every", 0),
+        ("train", "checkpoint_every", 0),
+        ("sample", "max_new_tokens", -1),
+        ("sample", "temperature", -0.1),
+        ("sample", "top_k", -1),
+        ("sample", "top_p", 0.0),
+        ("sample", "top_p", 1.1),
+        ("mesh", "cpu_devices", -1),
+        ("mesh", "data", 0),
+        ("mesh", "fsdp", 0),
+        ("mesh", "tensor", -1),
+    ],
+)
+def test_a_bad_value_is_refused_by_its_name(section, name, value):
+    with pytest.raises(UserError, match=re.escape(f"{section}.{name} = {value!r}")):
+        Config().with_values(section, **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "message"),
+    [
+        ("model", {"n_embd": 130}, "model.n_embd = 130 .* model.n_head = 4"),
+        ("optimizer", {"min_learning_rate": 1.0}, "optimizer.min_learning_rate = 1.0"),
+        ("optimizer", {"weight_decay": 0.1}, "optimizer.name=adamw"),
+        ("train", {"steps": 50}, "train.steps = 50 .* optimizer.warmup_steps = 100"),
+    ],
+)
+def test_values_that_do_not_fit_together_are_refused(section, values, message):
+    with pytest.raises(UserError, match=message):
+        Config().with_values(section, **values)
+
+
+def test_unknown_names_get_the_nearest():
+    with pytest.raises(UserError, match="model.n_layers .* did you mean n_layer"):
+        Config.from_dict({"model": {"n_layers": 3}})
+    with pytest.raises(UserError, match="modle .* did you mean model"):
+        Config.from_dict({"modle": {}})
+
+
+def test_every_field_has_a_default_a_rule_and_a_meaning():
+    for section in SECTIONS.values():
+        for field in dataclasses.fields(section):
+            assert field.metadata["rule"].holds(field.default), field.name
+            assert field.metadata["meaning"]
+            assert type(field.default) in (int, float, bool, str)
+
+
+def test_every_field_is_read_by_some_module():
+    read = set()
+    for path in (ROOT / "gpt_jax").glob("*.py"):
+        if path.name != "config.py":
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            read |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    read.add("head_dim")
+    for section in SECTIONS.values():
+        for field in dataclasses.fields(section):
+            assert field.name in read, f"{section.SECTION}.{field.name} is a dead option"

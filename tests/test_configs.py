@@ -1,0 +1,62 @@
+"""Every recipe: its documentation, its size, and one real step of it, made small."""
+
+import importlib.util
+
+import jax
+import jax.numpy as jnp
+import pytest
+from conftest import ROOT
+
+from gpt_jax import sharding, train_step
+from gpt_jax.config import Config, from_config_dict
+from gpt_jax.model import GPT
+
+RECIPES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
+
+
+def load(name: str):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "configs" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_docstring_gives_the_command(name):
+    assert f"python scripts/train.py --config=configs/{name}.py" in load(name).__doc__
+
+
+def test_tiny_is_the_defaults():
+    assert from_config_dict(load("tiny").get_config()) == Config()
+
+
+@pytest.mark.parametrize(("name", "expected"), [("tiny", 824_832), ("baby", 10_745_088)])
+def test_number_of_parameters(name, expected):
+    config = from_config_dict(load(name).get_config())
+    config = config.with_values("model", vocab_size=65, matmul_dtype="float32")
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    model = GPT(config.model)
+    params = jax.eval_shape(lambda: model.init(jax.random.key(0), tokens))
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == expected
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_one_step_of_the_recipe_made_small(name):
+    config = from_config_dict(load(name).get_config())
+    n_head = config.model.n_head
+    config = config.with_values(
+        "model", n_layer=1, n_embd=4 * n_head, block_size=8, vocab_size=65, matmul_dtype="float32"
+    )
+    config = config.with_values("train", batch_size=4).with_values("mesh", cpu_devices=1)
+    mesh = sharding.make_mesh(config.mesh, sharding.start_devices(config.mesh, 4))
+    layout = sharding.make_batch_layout(config, mesh)
+    abstract = train_step.abstract_state(config, mesh)
+    state = train_step.init_state(config, abstract)
+    before = jax.device_get(state.params)
+    windows = jax.random.randint(jax.random.key(0), (4, 9), 0, 65)
+    state, metrics = train_step.jit_train_step(config, abstract, layout)(
+        state, layout.place(jax.device_get(windows))
+    )
+    assert jnp.isfinite(metrics["loss"])
+    changed = jax.tree.map(lambda old, new: bool((old != new).any()), before, state.params)
+    assert all(jax.tree.leaves(changed))

@@ -1,0 +1,225 @@
+"""The model: shapes, causality, initialisation, precision, dropout's independence of the layout."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from gpt_jax.model import GPT, causal_attention, contract, dropout
+
+
+def init(config, seed=0):
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    return nn.unbox(GPT(config).init(jax.random.key(seed), tokens))["params"]
+
+
+def tokens_of(config, rows=2, seed=1):
+    shape = (rows, config.block_size)
+    return jax.random.randint(jax.random.key(seed), shape, 0, config.vocab_size)
+
+
+def apply(config, params, tokens, keys=None):
+    return GPT(config).apply({"params": params}, tokens, keys)
+
+
+@pytest.fixture
+def config(small):
+    return small.model
+
+
+def paths(params):
+    flat = jax.tree_util.tree_flatten_with_path(params)[0]
+    return {"/".join(key.key for key in path): leaf.shape for path, leaf in flat}
+
+
+def test_parameter_tree_is_the_frozen_one(small):
+    c = small.with_values("model", n_layer=1, qkv_bias=True).model
+    assert paths(init(c)) == {
+        "wte/embedding": (11, 16),
+        "wpe/embedding": (16, 16),
+        "h_0/ln_1/scale": (16,),
+        "h_0/ln_1/bias": (16,),
+        "h_0/attn/q/kernel": (16, 2, 8),
+        "h_0/attn/q/bias": (2, 8),
+        "h_0/attn/k/kernel": (16, 2, 8),
+        "h_0/attn/k/bias": (2, 8),
+        "h_0/attn/v/kernel": (16, 2, 8),
+        "h_0/attn/v/bias": (2, 8),
+        "h_0/attn/c_proj/kernel": (2, 8, 16),
+        "h_0/attn/c_proj/bias": (16,),
+        "h_0/ln_2/scale": (16,),
+        "h_0/ln_2/bias": (16,),
+        "h_0/mlp/c_fc/kernel": (16, 64),
+        "h_0/mlp/c_fc/bias": (64,),
+        "h_0/mlp/c_proj/kernel": (64, 16),
+        "h_0/mlp/c_proj/bias": (16,),
+        "ln_f/scale": (16,),
+        "ln_f/bias": (16,),
+        "lm_head/kernel": (16, 11),
+    }
+
+
+def test_without_biases_and_with_a_tied_head(small):
+    c = small.with_values("model", n_layer=1, bias=False, tie_embeddings=True).model
+    names = set(paths(init(c)))
+    assert not any(name.endswith("bias") for name in names)
+    assert "lm_head/kernel" not in names
+
+
+def test_a_tied_head_is_the_embedding(small):
+    c = small.with_values("model", tie_embeddings=True).model
+    params, tokens = init(c), tokens_of(c)
+    params["ln_f"]["scale"] = jnp.zeros_like(params["ln_f"]["scale"])
+    params["ln_f"]["bias"] = jnp.eye(c.n_embd)[3]
+    expected = jnp.broadcast_to(params["wte"]["embedding"][:, 3], (2, c.block_size, c.vocab_size))
+    np.testing.assert_allclose(apply(c, params, tokens), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (2, 16)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_logits_and_parameters_are_float32(small, shape, dtype):
+    c = small.with_values("model", matmul_dtype=dtype).model
+    params = init(c)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
+    logits = apply(c, params, jnp.zeros(shape, jnp.int32))
+    assert logits.shape == (*shape, c.vocab_size)
+    assert logits.dtype == jnp.float32
+
+
+def test_a_position_sees_itself_and_the_past_only(config):
+    """By gradient: logits at t must not depend on the position embeddings behind t."""
+    params, tokens = init(config), tokens_of(config, rows=1)
+
+    def logit_sum(wpe, t):
+        logits = apply(config, params | {"wpe": {"embedding": wpe}}, tokens)
+        return (logits[0, t] ** 2).sum()
+
+    for t in (0, 7, config.block_size - 1):
+        grad = jax.grad(logit_sum)(params["wpe"]["embedding"], t)
+        seen = np.abs(grad).sum(-1) > 0
+        np.testing.assert_array_equal(seen, np.arange(config.block_size) <= t)
+
+
+def test_a_prefix_has_the_logits_it_has_in_the_whole(config):
+    params, tokens = init(config), tokens_of(config)
+    whole = apply(config, params, tokens)
+    np.testing.assert_allclose(apply(config, params, tokens[:, :5]), whole[:, :5], atol=1e-6)
+
+
+def test_initial_loss_is_that_of_guessing():
+    """Within 0.05 nats of ln 65, for tiny and several seeds."""
+    from gpt_jax.config import Config
+
+    c = Config().with_values("model", vocab_size=65, matmul_dtype="float32").model
+    tokens = tokens_of(c, rows=4)
+    for seed in range(3):
+        log_chances = jax.nn.log_softmax(apply(c, init(c, seed), tokens[:, :-1]))
+        picked = jnp.take_along_axis(log_chances, tokens[:, 1:, None], -1)
+        assert abs(-picked.mean() - math.log(65)) < 0.05
+
+
+def test_standard_deviation_of_each_kind_of_parameter(small):
+    c = small.with_values("model", n_embd=256, vocab_size=256, n_layer=2, block_size=64).model
+    params = init(c)
+    block = params["h_1"]
+    for leaf in (
+        params["wte"]["embedding"],
+        params["wpe"]["embedding"],
+        params["lm_head"]["kernel"],
+        block["attn"]["q"]["kernel"],
+        block["attn"]["k"]["kernel"],
+        block["attn"]["v"]["kernel"],
+        block["mlp"]["c_fc"]["kernel"],
+    ):
+        assert leaf.std() == pytest.approx(0.02, rel=0.03)
+    for leaf in (block["attn"]["c_proj"]["kernel"], block["mlp"]["c_proj"]["kernel"]):
+        assert leaf.std() == pytest.approx(0.02 / math.sqrt(2 * c.n_layer), rel=0.03)
+    assert (block["ln_1"]["scale"] == 1).all()
+    assert (block["mlp"]["c_fc"]["bias"] == 0).all()
+
+
+def test_attention_against_numpy():
+    q, k, v = np.random.default_rng(0).normal(size=(3, 2, 5, 3, 4)).astype(np.float32)
+    expected = np.zeros_like(v)
+    for b in range(2):
+        for h in range(3):
+            for t in range(5):
+                scores = k[b, : t + 1, h] @ q[b, t, h] / 2
+                weights = np.exp(scores - scores.max())
+                expected[b, t, h] = weights / weights.sum() @ v[b, : t + 1, h]
+    actual = causal_attention(*map(jnp.asarray, (q, k, v)), None, 0, 0.5)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("axes", "kernel_shape"), [(1, (6, 2, 3)), (2, (2, 3, 6)), (1, (6, 4))])
+def test_contract_and_its_gradients_equal_tensordot(axes, kernel_shape):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(2, 5, *kernel_shape[:axes])), jnp.float32)
+    kernel = jnp.asarray(rng.normal(size=kernel_shape), jnp.float32)
+    y, pull = jax.vjp(lambda x, w: contract(x, w, axes, "float32"), x, kernel)
+    expected, pull_expected = jax.vjp(lambda x, w: jnp.tensordot(x, w, axes), x, kernel)
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
+    grad = jnp.asarray(rng.normal(size=y.shape), jnp.float32)
+    for actual, wanted in zip(pull(grad), pull_expected(grad), strict=True):
+        np.testing.assert_allclose(actual, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_bfloat16_factors_sum_in_float32():
+    """4096 products of 1: a bfloat16 sum could not pass 256."""
+    x, kernel = jnp.ones((1, 4096)), jnp.ones((4096, 2))
+    y, pull = jax.vjp(lambda x, w: contract(x, w, 1, "bfloat16"), x, kernel)
+    assert y.dtype == jnp.float32
+    np.testing.assert_array_equal(y, 4096)
+    grad_x, grad_kernel = pull(jnp.ones_like(y))
+    assert grad_x.dtype == grad_kernel.dtype == jnp.float32
+    np.testing.assert_array_equal(grad_x, 2)
+
+
+KEYS = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), np.arange(8))
+
+
+def test_dropout_keeps_the_mean_and_drops_the_rate():
+    x = jnp.ones((8, 100, 50))
+    y = dropout(x, KEYS, 3, 0.25)
+    assert (y == 0).mean() == pytest.approx(0.25, abs=0.01)
+    np.testing.assert_allclose(np.unique(y), [0, 1 / 0.75], rtol=1e-6)
+
+
+def test_dropout_of_a_row_depends_on_its_key_and_the_site_alone():
+    x = jnp.ones((8, 7, 3))
+    whole = dropout(x, KEYS, 3, 0.5)
+    parts = jnp.concatenate([dropout(x[i : i + 2], KEYS[i : i + 2], 3, 0.5) for i in (0, 2, 4, 6)])
+    np.testing.assert_array_equal(whole, parts)
+    assert (whole[0] != whole[1]).any()
+    assert (whole != dropout(x, KEYS, 4, 0.5)).any()
+
+
+def test_without_keys_or_rate_nothing_is_dropped():
+    x = jnp.ones((8, 10))
+    assert dropout(x, None, 0, 0.9) is x
+    assert dropout(x, KEYS, 0, 0.0) is x
+
+
+def test_every_site_of_the_model_draws_its_own_mask(config, monkeypatch):
+    sites = []
+
+    def spy(x, keys_B, site, rate):
+        sites.append(site)
+        return x
+
+    monkeypatch.setattr("gpt_jax.model.dropout", spy)
+    apply(config, init(config), tokens_of(config), KEYS[:2])
+    used = sites[len(sites) // 2 :]  # The first half is of `init`.
+    assert sorted(used) == list(range(3 * config.n_layer))
+
+
+def test_dropout_changes_logits_only_with_keys(config):
+    params, tokens = init(config), tokens_of(config)
+    plain = apply(config, params, tokens)
+    np.testing.assert_array_equal(plain, apply(config, params, tokens))
+    dropped = apply(config, params, tokens, KEYS[:2])
+    assert (plain != dropped).any()
+    np.testing.assert_array_equal(dropped, apply(config, params, tokens, KEYS[:2]))

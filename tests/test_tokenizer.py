@@ -1,0 +1,106 @@
+"""Text to ids and back, exactly; unknown characters are named; JSON keeps everything."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpt_jax.config import UserError
+from gpt_jax.tokenizer import (
+    ByteTokenizer,
+    CharTokenizer,
+    load_tokenizer,
+    make_tokenizer,
+    save_tokenizer,
+    token_dtype,
+)
+
+ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]))
+
+
+@given(ANY_TEXT)
+def test_characters_round_trip(text):
+    tokenizer = CharTokenizer(text)
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.vocab_size == len(set(text))
+
+
+@given(ANY_TEXT)
+def test_bytes_round_trip(text):
+    tokenizer = ByteTokenizer()
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    assert bytes(ids) == text.encode("utf-8")
+
+
+@given(ANY_TEXT)
+def test_both_count_the_bytes_of_a_text(text):
+    for tokenizer in (CharTokenizer(text), ByteTokenizer()):
+        assert tokenizer.count_bytes(tokenizer.encode(text)) == len(text.encode("utf-8"))
+
+
+def test_ids_are_places_among_the_sorted_characters():
+    tokenizer = CharTokenizer("hello\n")
+    assert tokenizer.characters == "\nehlo"
+    np.testing.assert_array_equal(tokenizer.encode("hole\n"), [2, 4, 3, 1, 0])
+    assert tokenizer.decode([1, 0]) == "e\n"
+
+
+def test_ids_have_the_smallest_dtype():
+    assert CharTokenizer("ab").encode("a").dtype == np.uint8
+    many = "".join(map(chr, range(0x4E00, 0x4E00 + 300)))
+    assert CharTokenizer(many).encode(many).dtype == np.uint16
+    assert [token_dtype(n) for n in (1, 256, 257, 65536, 65537)] == [
+        np.uint8,
+        np.uint8,
+        np.uint16,
+        np.uint16,
+        np.uint32,
+    ]
+
+
+@pytest.mark.parametrize("unknown", ["z", "\x00", "é", "東", "\U0001f600", "\udc80"])
+def test_an_unknown_character_is_named_with_its_place(unknown):
+    expected = f"U\\+{ord(unknown):04X}\\) at position 2 .* 3 characters"
+    with pytest.raises(UserError, match=expected):
+        CharTokenizer("abc").encode(f"ab{unknown}c")
+
+
+def test_bytes_refuse_half_a_character_and_replace_it_when_decoding():
+    with pytest.raises(UserError, match="position 1"):
+        ByteTokenizer().encode("a\udc80")
+    assert ByteTokenizer().decode([0xE6, 0x9D]) == "\ufffd"
+
+
+@pytest.mark.parametrize("kind", ["char", "byte"])
+def test_json_keeps_a_tokenizer(kind, tmp_path):
+    text = 'Ärger, 東京\r\n"\t\u2028end'
+    tokenizer = make_tokenizer(kind, text)
+    save_tokenizer(tokenizer, tmp_path / "tokenizer.json")
+    loaded = load_tokenizer(tmp_path / "tokenizer.json")
+    assert type(loaded) is type(tokenizer)
+    assert loaded.to_dict() == tokenizer.to_dict()
+    np.testing.assert_array_equal(loaded.encode(text), tokenizer.encode(text))
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 1, "type": "char"}', "{"])
+def test_a_damaged_file_is_named(content, tmp_path):
+    path = tmp_path / "tokenizer.json"
+    path.write_text(content)
+    with pytest.raises(UserError, match=r"tokenizer\.json"):
+        load_tokenizer(path)
+
+
+@pytest.mark.parametrize("change", [{"format": 2}, {"type": "words"}])
+def test_a_tokenizer_of_the_future_is_refused(change, tmp_path):
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps({"format": 1, "type": "byte"} | change))
+    with pytest.raises(UserError, match="update gpt_jax"):
+        load_tokenizer(path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(UserError, match="nothing.json"):
+        load_tokenizer(tmp_path / "nothing.json")
