@@ -76,16 +76,14 @@ class _Section:
             value = _checked(name, value, type(field.default), field.metadata["rule"])
             object.__setattr__(self, field.name, value)
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The section made of `values`; a UserError names an unknown field and its nearest name."""
-        known = [field.name for field in dataclasses.fields(cls)]
-        for name in values:
-            if name not in known:
-                raise UserError(
-                    f"{cls.SECTION}.{name} is not a config field{_nearest(name, known)}"
-                )
-        return cls(**values)
+
+def check_field(section: str, name: str) -> None:
+    """Raises UserError, with the nearest name, unless `section.name` is a field of `Config`."""
+    if section not in SECTIONS:
+        raise UserError(f"config.{section} does not exist{_nearest(section, list(SECTIONS))}")
+    known = [field.name for field in dataclasses.fields(SECTIONS[section])]
+    if name not in known:
+        raise UserError(f"config.{section}.{name} does not exist{_nearest(name, known)}")
 
 
 def _nearest(name: str, known: list[str]) -> str:
@@ -165,7 +163,7 @@ class OptimizerConfig(_Section):
         if self.min_learning_rate > self.learning_rate:
             raise UserError(
                 f"optimizer.min_learning_rate = {self.min_learning_rate} is above "
-                f"optimizer.learning_rate = {self.learning_rate}: lower the first or raise the second"
+                f"optimizer.learning_rate = {self.learning_rate}: lower one or raise the other"
             )
         if self.weight_decay and self.name == "adam":
             raise UserError(
@@ -241,11 +239,11 @@ class Config:
     @classmethod
     def from_dict(cls, values: Mapping[str, Mapping[str, Any]]) -> Self:
         """The configuration made of nested `values`; what is missing has its default."""
-        for name in values:
-            if name not in SECTIONS:
-                raise UserError(f"{name} is not a config section{_nearest(name, list(SECTIONS))}")
+        for section, fields in values.items():
+            for name in fields:
+                check_field(section, name)
         sections: dict[str, Any] = {
-            name: SECTIONS[name].from_dict(part) for name, part in values.items()
+            section: SECTIONS[section](**fields) for section, fields in values.items()
         }
         return cls(**sections)
 
@@ -268,6 +266,10 @@ def from_config_dict(config: ConfigDict) -> Config:
     """The checked configuration behind a ConfigDict.
 
     Raises:
-      UserError: for a value out of range or a field that does not exist.
+      UserError: for a value out of range, a field that does not exist, or no ConfigDict at all.
     """
+    if not isinstance(config, ConfigDict):
+        raise UserError(
+            f"get_config() returned {config!r}: let it return default_config() with its changes"
+        )
     return Config.from_dict(config.to_dict())

@@ -134,7 +134,7 @@ class Monitor:
 
     def say(self, line: str) -> None:
         """Prints a line as it is."""
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
     def tell(self, step: int, metrics: Mapping[str, Any], val_loss: float | None) -> None:
         """Writes a line of the log and shows it."""

@@ -4,6 +4,11 @@ import math
 from pathlib import Path
 from typing import Any
 
+STYLES: dict[str, dict[str, Any]] = {
+    "train/loss": {"alpha": 0.5, "lw": 1},
+    "val/loss": {"marker": "o", "ms": 3},
+}
+
 
 def draw_loss_curve(entries: list[dict[str, Any]], vocab_size: int, path: Path) -> None:
     """Draws training and held-out loss against steps, and the loss of guessing, into a PNG file.
@@ -16,12 +21,10 @@ def draw_loss_curve(entries: list[dict[str, Any]], vocab_size: int, path: Path) 
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
-    for key, style in (
-        ("train/loss", {"alpha": 0.5, "lw": 1}),
-        ("val/loss", {"marker": "o", "ms": 3}),
-    ):
-        points = [(entry["step"], entry[key]) for entry in entries if key in entry]
-        axes.plot(*zip(*points, strict=True), label=key, **style) if points else None
+    for key, style in STYLES.items():
+        points = [(entry["step"], entry[key]) for entry in entries if entry.get(key) is not None]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=key, **style)
     axes.axhline(math.log(vocab_size), color="grey", ls=":", label=f"guessing: ln {vocab_size}")
     axes.set(xlabel="step", ylabel="loss, nats per token")
     axes.grid(alpha=0.3)

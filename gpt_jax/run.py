@@ -81,7 +81,7 @@ class Run:
 
 
 def prepare(config: Config, workdir: Path, record: Record | None, devices: list[jax.Device]) -> Run:
-    """Reads the text, lays out the devices, makes all choices and, for a new run, records them.
+    """Lays out the devices, reads the text, makes all choices and, for a new run, records them.
 
     Args:
       record: what the run in `workdir` was started with; None for a new run.
@@ -89,12 +89,12 @@ def prepare(config: Config, workdir: Path, record: Record | None, devices: list[
     Raises:
       UserError: for a corpus, layout or folder that cannot serve.
     """
+    mesh = sharding.make_mesh(config.mesh, devices)
+    layout = sharding.make_batch_layout(config, mesh)
     text = _load_text(config, record)
     tokenizer = _tokenizer(config, text, workdir, record)
     tokens = tokenizer.encode(text.text)
     train_tokens, val_tokens = data.split(tokens, config.data.val_fraction, config.model.block_size)
-    mesh = sharding.make_mesh(config.mesh, devices)
-    layout = sharding.make_batch_layout(config, mesh)
     resolved = _resolve(config, text.source, tokenizer.vocab_size, layout)
     if record is None:
         platform = devices[0].platform

@@ -39,14 +39,22 @@ RULES: dict[str, tuple[str, ...]] = {
 CPU_MICROBATCH_TOKENS = 256
 
 
+def usable_cores() -> int:
+    """The cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def _largest_divisor(number: int, most: int) -> int:
+    return max(n for n in range(1, most + 1) if number % n == 0)
+
+
 def start_devices(config: MeshConfig, batch_size: int) -> list[jax.Device]:
     """The devices a run uses; on a CPU, each of `cpu_devices` cores is one.
 
     Left to choose, as many as this process has cores that share the batch evenly. Where JAX is
     already running (a notebook, a test), the devices at hand are taken, up to `cpu_devices`.
     """
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    count = config.cpu_devices or max(n for n in range(1, cores + 1) if batch_size % n == 0)
+    count = config.cpu_devices or _largest_divisor(batch_size, usable_cores())
     try:
         jax.config.update("jax_num_cpu_devices", count)
     except RuntimeError:
@@ -84,8 +92,8 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device]) -> Mesh:
     if data * shared != len(devices):
         raise UserError(
             f"mesh.data = {config.data}, mesh.fsdp = {config.fsdp} and mesh.tensor = "
-            f"{config.tensor} do not multiply to the {len(devices)} devices at hand: change them, or "
-            "mesh.cpu_devices"
+            f"{config.tensor} do not multiply to the {len(devices)} devices at hand: change them, "
+            "or mesh.cpu_devices"
         )
     shape = (data, config.fsdp, config.tensor)
     # Auto: make_mesh's own default, Explicit, refuses the embedding look-up of a linen model.
@@ -139,8 +147,7 @@ def make_batch_layout(config: Config, mesh: Mesh) -> BatchLayout:
 def _choose_microbatch(config: Config, mesh: Mesh, local: int) -> int:
     if mesh.devices.flat[0].platform != "cpu":
         return local
-    most = max(1, CPU_MICROBATCH_TOKENS // config.model.block_size)
-    return max(size for size in range(1, local + 1) if local % size == 0 and size <= most)
+    return _largest_divisor(local, max(1, CPU_MICROBATCH_TOKENS // config.model.block_size))
 
 
 def tree_shardings(boxed: Any, mesh: Mesh) -> Any:
@@ -148,26 +155,28 @@ def tree_shardings(boxed: Any, mesh: Mesh) -> Any:
 
     An axis that the mesh does not divide is left whole, with a line on stderr that says so.
     """
-    specs = nn.get_partition_spec(boxed)
-    return jax.tree.map(
-        lambda leaf, spec: _sharding(leaf.shape, spec, mesh), nn.unbox(boxed), specs
+    whole: set[str] = set()
+    shardings = jax.tree.map(
+        lambda leaf, names: _sharding(leaf.shape, names, mesh, whole),
+        nn.unbox(boxed),
+        nn.get_partition_spec(boxed),
     )
+    for line in sorted(whole):
+        print(line, file=sys.stderr)
+    return shardings
 
 
-def _sharding(shape: tuple[int, ...], names: PartitionSpec, mesh: Mesh) -> NamedSharding:
-    axes = [
-        _divisible(name, size, mesh)
-        for name, size in zip(names, shape, strict=False)  # A scalar's names are empty.
-    ]
-    return NamedSharding(mesh, PartitionSpec(*axes))
-
-
-def _divisible(name: str, size: int, mesh: Mesh) -> tuple[str, ...] | None:
-    axes = tuple(axis for axis in RULES[name] if mesh.shape[axis] > 1)
-    if size % math.prod(mesh.shape[axis] for axis in axes):
-        print(
-            f"note: {name} = {size} is left whole, mesh axes {axes} do not divide it",
-            file=sys.stderr,
-        )
-        return None
-    return axes or None
+def _sharding(
+    shape: tuple[int, ...], names: PartitionSpec, mesh: Mesh, whole: set[str]
+) -> NamedSharding:
+    spec = []
+    for name, size in zip(names, shape, strict=False):  # What has no names is whole on each device.
+        axes = tuple(axis for axis in RULES[name] if mesh.shape[axis] > 1)
+        ways = math.prod(mesh.shape[axis] for axis in axes)
+        if size % ways:
+            whole.add(
+                f"note: {name} = {size} is left whole, mesh axis {'+'.join(axes)} = {ways} "
+                "does not divide it"
+            )
+        spec.append(None if size % ways else axes or None)
+    return NamedSharding(mesh, PartitionSpec(*spec))

@@ -1,26 +1,30 @@
 """What every script's `main` shares: its flags, and one sentence instead of a traceback."""
 
+import re
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from absl import flags
+from ml_collections import config_flags
 
-from gpt_jax.config import UserError
+from gpt_jax.config import Config, UserError, check_field, from_config_dict
 
 BAD_INPUT = 2
 INTERRUPTED = 130
+TINY = Path(__file__).parent.parent / "configs" / "tiny.py"
 
 
 def run(
     main: Callable[[flags.FlagValues], None],
-    define_flags: Callable[[flags.FlagValues], None],
+    define_flags: Callable[[flags.FlagValues, list[str]], None],
     argv: Sequence[str],
     usage: str,
 ) -> int:
     """Reads the flags and calls `main` with them.
 
     Args:
-      define_flags: adds the script's flags to the values it is given.
+      define_flags: adds the script's flags to the values it is given, for the command line `argv`.
       argv: the command line, the script's name first.
       usage: what --help prints above the flags.
 
@@ -29,7 +33,7 @@ def run(
     """
     values = flags.FlagValues()
     flags.DEFINE_boolean("help", False, "Show this help.", short_name="h", flag_values=values)
-    define_flags(values)
+    define_flags(values, list(argv))
     try:
         _parse(values, argv)
         if values.help:
@@ -40,7 +44,7 @@ def run(
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print("\ninterrupted: the same command goes on from the last checkpoint", file=sys.stderr)
         return INTERRUPTED
     return 0
 
@@ -50,11 +54,59 @@ def _parse(values: flags.FlagValues, argv: Sequence[str]) -> None:
 
     Raises:
       UserError: for an unknown flag or config field, a value of the wrong type, or a config file
-        that is missing or broken.
+        that is broken.
     """
+    for word in argv[1:]:
+        if field := re.match(r"--?(?:no)?config\.(\w*)\.?(\w*)", word):
+            check_field(*field.groups())
     try:
         rest = values(argv)[1:]
     except Exception as error:  # The config file is the user's Python: anything can go wrong in it.
-        raise UserError(" ".join(str(error).split()) or repr(error)) from error
+        raise UserError(_sentence(error, argv)) from error
     if rest:
         raise UserError(f"{rest[0]!r} is not a flag: see --help")
+
+
+def define_config(values: flags.FlagValues, argv: list[str]) -> None:
+    """Adds --config and its overrides. The default is the tutorial's model."""
+    # The loader runs a file into the module it made for the last one, if this process made one.
+    sys.modules.pop("config_config", None)
+    config_flags.DEFINE_config_file(
+        "config",
+        str(TINY),
+        "A recipe from configs/. Any field can be changed behind it: --config.train.steps=500.",
+        flag_values=values,
+        sys_argv=argv,
+    )
+
+
+def config_file(values: flags.FlagValues) -> str:
+    """What --config says: a path, perhaps with `:argument` behind it."""
+    return config_flags.get_config_filename(values["config"])
+
+
+def read_config(values: flags.FlagValues, argv: Sequence[str]) -> Config:
+    """The checked configuration of --config and its overrides.
+
+    Raises:
+      UserError: for a config file that cannot be read or a value that cannot work.
+    """
+    try:
+        config = values.config
+        config.keys()  # A file that was not found is only told of now.
+    except Exception as error:
+        raise UserError(_sentence(error, argv)) from error
+    return from_config_dict(config)
+
+
+def _sentence(error: Exception, argv: Sequence[str]) -> str:
+    """The last line of an error, which says what is wrong, after the name of the config file.
+
+    A flag's own error stands alone; one with a traceback in it came out of the config file.
+    """
+    lines = re.split(r"\n|\\n", str(error).strip())  # Some errors quote another, line ends too.
+    last = lines[-1].strip("'\" ") or repr(error)
+    if isinstance(error, flags.Error) and "Traceback" not in str(error):
+        return last
+    named = [word.partition("=")[2] for word in argv if re.match(r"--?config=", word)]
+    return f"{named[-1] if named else TINY} cannot be read as a config file ({last}): mend it"

@@ -11,22 +11,13 @@ from pathlib import Path
 
 import command_line
 from absl import flags
-from ml_collections import config_flags
 
 from gpt_jax import training
-from gpt_jax.config import from_config_dict
-
-TINY = Path(__file__).parent.parent / "configs" / "tiny.py"
 
 
-def define_flags(values: flags.FlagValues) -> None:
+def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
     """--config and its overrides, --workdir."""
-    config_flags.DEFINE_config_file(
-        "config",
-        str(TINY),
-        "A recipe from configs/. Any field can be changed behind it: --config.train.steps=500.",
-        flag_values=values,
-    )
+    command_line.define_config(values, argv)
     flags.DEFINE_string(
         "workdir",
         "",
@@ -39,10 +30,8 @@ def main(argv: Sequence[str]) -> int:
     """Runs the script with a command line, the script's name first. Returns the exit status."""
 
     def train(values: flags.FlagValues) -> None:
-        config = from_config_dict(values.config)
-        workdir = Path(
-            values.workdir or default_workdir(config_flags.get_config_filename(values["config"]))
-        )
+        config = command_line.read_config(values, argv)
+        workdir = Path(values.workdir or default_workdir(command_line.config_file(values)))
         if not training.train(config, workdir):
             print(f"{workdir} is finished: {config.train.steps} steps. For a new run of the same:")
             print(f"  {new_run_command(argv, workdir)}")
@@ -61,7 +50,12 @@ def new_run_command(argv: Sequence[str], workdir: Path) -> str:
     number = 2
     while (new := workdir.with_name(f"{workdir.name}-{number}")).exists():
         number += 1
-    kept = [word for word in argv if not word.lstrip("-").startswith("workdir")]
+    kept, words = [], iter(argv)
+    for word in words:
+        if word.lstrip("-") == "workdir":
+            next(words, None)
+        elif not word.lstrip("-").startswith("workdir="):
+            kept.append(word)
     return shlex.join(["python", *kept, f"--workdir={new}"])
 
 

@@ -4,9 +4,11 @@ import os
 import tempfile
 from pathlib import Path
 
-# Before JAX starts, and inherited by the processes that tests start.
+# Before JAX starts, and inherited by the processes that tests start and by pytest-xdist's workers.
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="gpt_jax-tests-")
+if "GPT_JAX_TEST_CACHE" not in os.environ:
+    os.environ["GPT_JAX_TEST_CACHE"] = tempfile.mkdtemp(prefix="gpt_jax-tests-")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["GPT_JAX_TEST_CACHE"]
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import jax
@@ -18,6 +20,7 @@ from gpt_jax.config import Config
 ROOT = Path(__file__).parent.parent
 
 jax.config.update("jax_num_cpu_devices", 8)
+jax.devices()  # Starts JAX: no test can change the number any more.
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +37,7 @@ def small() -> Config:
             "model": {
                 "vocab_size": 11,
                 "block_size": 16,
-                "n_layer": 2,
+                "n_layer": 1,
                 "n_head": 2,
                 "n_embd": 16,
                 "dropout": 0.25,

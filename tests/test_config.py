@@ -104,10 +104,10 @@ def test_values_that_do_not_fit_together_are_refused(section, values, message):
 
 
 def test_unknown_names_get_the_nearest():
-    with pytest.raises(UserError, match="model.n_layers .* did you mean n_layer"):
+    with pytest.raises(UserError, match=r"config\.model\.n_layers .*: did you mean n_layer"):
         Config.from_dict({"model": {"n_layers": 3}})
-    with pytest.raises(UserError, match="modle .* did you mean model"):
-        Config.from_dict({"modle": {}})
+    with pytest.raises(UserError, match=r"config\.modle .*: did you mean model"):
+        Config.from_dict({"modle": {"n_layer": 1}})
 
 
 def test_every_field_has_a_default_a_rule_and_a_meaning():

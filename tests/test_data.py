@@ -1,4 +1,4 @@
-"""Batches are functions of (seed, step); windows are disjoint; nothing is held out and trained on."""
+"""Batches are functions of (seed, step); windows are disjoint; what is held out stays so."""
 
 import numpy as np
 import pytest

@@ -1,6 +1,7 @@
 """The model: shapes, causality, initialisation, precision, dropout's independence of the layout."""
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +13,12 @@ from gpt_jax.model import GPT, causal_attention, contract, dropout
 
 
 def init(config, seed=0):
-    tokens = jnp.zeros((1, 1), jnp.int32)
-    return nn.unbox(GPT(config).init(jax.random.key(seed), tokens))["params"]
+    return nn.unbox(jitted_init(config, jax.random.key(seed)))["params"]
+
+
+@partial(jax.jit, static_argnums=0)
+def jitted_init(config, key):
+    return GPT(config).init(key, jnp.zeros((1, 1), jnp.int32))
 
 
 def tokens_of(config, rows=2, seed=1):
@@ -21,6 +26,7 @@ def tokens_of(config, rows=2, seed=1):
     return jax.random.randint(jax.random.key(seed), shape, 0, config.vocab_size)
 
 
+@partial(jax.jit, static_argnums=0)
 def apply(config, params, tokens, keys=None):
     return GPT(config).apply({"params": params}, tokens, keys)
 
@@ -97,8 +103,9 @@ def test_a_position_sees_itself_and_the_past_only(config):
         logits = apply(config, params | {"wpe": {"embedding": wpe}}, tokens)
         return (logits[0, t] ** 2).sum()
 
+    grad_of = jax.jit(jax.grad(logit_sum))
     for t in (0, 7, config.block_size - 1):
-        grad = jax.grad(logit_sum)(params["wpe"]["embedding"], t)
+        grad = grad_of(params["wpe"]["embedding"], t)
         seen = np.abs(grad).sum(-1) > 0
         np.testing.assert_array_equal(seen, np.arange(config.block_size) <= t)
 
@@ -203,17 +210,18 @@ def test_without_keys_or_rate_nothing_is_dropped():
     assert dropout(x, KEYS, 0, 0.0) is x
 
 
-def test_every_site_of_the_model_draws_its_own_mask(config, monkeypatch):
-    sites = []
+def test_every_site_of_the_model_draws_its_own_mask(small, monkeypatch):
+    config, sites = small.with_values("model", n_layer=3).model, []
 
     def spy(x, keys_B, site, rate):
         sites.append(site)
         return x
 
     monkeypatch.setattr("gpt_jax.model.dropout", spy)
-    apply(config, init(config), tokens_of(config), KEYS[:2])
-    used = sites[len(sites) // 2 :]  # The first half is of `init`.
-    assert sorted(used) == list(range(3 * config.n_layer))
+    params = init(config)
+    sites.clear()
+    apply(config, params, tokens_of(config), KEYS[:2])
+    assert sorted(sites) == list(range(3 * config.n_layer))
 
 
 def test_dropout_changes_logits_only_with_keys(config):

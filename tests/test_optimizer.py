@@ -74,8 +74,8 @@ def test_two_updates_against_numpy(name, decay, scale):
     params = {"kernel": rng.normal(size=(3, 2)), "bias": rng.normal(size=2)}
     params = {k: v.astype(np.float32) for k, v in params.items()}
     expected = {k: v.astype(np.float64) for k, v in params.items()}
-    mean = {k: 0.0 for k in params}
-    square = {k: 0.0 for k in params}
+    mean = dict.fromkeys(params, 0.0)
+    square = dict.fromkeys(params, 0.0)
     state = optimizer.init(params)
     for step in (1, 2):
         grads = {k: scale * rng.normal(size=v.shape) for k, v in params.items()}

@@ -102,5 +102,5 @@ def test_a_tokenizer_of_the_future_is_refused(change, tmp_path):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(UserError, match="nothing.json"):
+    with pytest.raises(UserError, match=r"nothing\.json"):
         load_tokenizer(tmp_path / "nothing.json")

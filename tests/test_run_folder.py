@@ -1,0 +1,121 @@
+"""The record of a run: it survives, it is checked, and it decides what may change."""
+
+import json
+
+import pytest
+
+from gpt_jax.config import UserError
+from gpt_jax.run_folder import (
+    Record,
+    check_same_corpus,
+    check_same_run,
+    read_record,
+    with_recorded_choices,
+    write_record,
+)
+
+
+@pytest.fixture
+def record(small):
+    config = small.with_values("data", corpus="builtin")
+    return Record(config, "tinyshakespeare", "abc123" * 10, "cpu", 2)
+
+
+def test_a_record_comes_back(record, tmp_path):
+    workdir = tmp_path / "new" / "run with space"
+    assert read_record(workdir) is None
+    write_record(workdir, record)
+    assert read_record(workdir) == record
+    assert [path.name for path in workdir.iterdir()] == ["config.json"]
+
+
+def test_it_says_what_a_person_looks_for(record, tmp_path):
+    write_record(tmp_path, record)
+    content = json.loads((tmp_path / "config.json").read_text())
+    assert content["format"] == 1
+    assert content["corpus"] == {"requested": "tinyshakespeare", "sha256": "abc123" * 10}
+    assert content["devices"] == {"platform": "cpu", "count": 2}
+    assert content["versions"]["jax"].count(".") == 2
+
+
+@pytest.mark.parametrize(
+    "damage", ["", "{", "[]", "{}", '{"format": 1}', '{"format": 1, "corpus": 3, "devices": {}}']
+)
+def test_a_damaged_record_is_named(damage, tmp_path):
+    (tmp_path / "config.json").write_text(damage)
+    with pytest.raises(UserError, match=r"config\.json"):
+        read_record(tmp_path)
+
+
+def test_a_record_of_the_future_is_refused(record, tmp_path):
+    write_record(tmp_path, record)
+    path = tmp_path / "config.json"
+    path.write_text(path.read_text().replace('"format": 1', '"format": 2'))
+    with pytest.raises(UserError, match="format 2, this version reads 1"):
+        read_record(tmp_path)
+
+
+def test_a_folder_that_cannot_be_made_is_named(record, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file/run cannot be written"):
+        write_record(tmp_path / "file" / "run", record)
+
+
+def test_what_was_left_to_choose_stays_as_it_was_chosen(record):
+    asked = record.config.with_values("model", vocab_size=0, matmul_dtype="auto")
+    asked = asked.with_values("data", corpus="tinyshakespeare")
+    asked = asked.with_values("train", microbatch_size=0).with_values("mesh", cpu_devices=0)
+    assert with_recorded_choices(asked, record) == record.config
+
+
+def test_an_explicit_choice_is_not_overridden(record):
+    asked = record.config.with_values("mesh", cpu_devices=2)
+    assert with_recorded_choices(asked, record).mesh.cpu_devices == 2
+
+
+def test_the_same_configuration_goes_on(record, tmp_path):
+    check_same_run(record.config, record, tmp_path)
+    check_same_corpus(record.corpus_sha256, record, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("section", "values"),
+    [
+        ("sample", {"prompt": "x", "temperature": 0.1}),
+        ("mesh", {"cpu_devices": 8, "fsdp": 2}),
+        ("train", {"microbatch_size": 1, "log_every": 3, "eval_every": 7, "checkpoint_every": 9}),
+    ],
+)
+def test_what_cannot_change_the_model_may_change(record, tmp_path, section, values):
+    check_same_run(record.config.with_values(section, **values), record, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "value"),
+    [
+        ("model", "n_layer", 3),
+        ("model", "matmul_dtype", "bfloat16"),
+        ("data", "corpus", "other.txt"),
+        ("data", "val_fraction", 0.2),
+        ("optimizer", "learning_rate", 0.5),
+        ("train", "steps", 11),
+        ("train", "seed", 1),
+        ("train", "batch_size", 16),
+    ],
+)
+def test_what_changes_the_model_is_listed(record, tmp_path, section, name, value):
+    old = getattr(getattr(record.config, section), name)
+    with pytest.raises(UserError) as caught:
+        check_same_run(record.config.with_values(section, **{name: value}), record, tmp_path)
+    assert f"({section}.{name} was {old!r} and is now {value!r})" in str(caught.value)
+
+
+def test_all_differences_are_listed(record, tmp_path):
+    changed = record.config.with_values("train", seed=5).with_values("model", dropout=0.3)
+    with pytest.raises(UserError, match=r"model\.dropout was 0\.25.*; train\.seed was 0"):
+        check_same_run(changed, record, tmp_path)
+
+
+def test_a_changed_text_is_refused(record, tmp_path):
+    with pytest.raises(UserError, match=r"abc123abc123\.\.\. is now ffff"):
+        check_same_corpus("ffff", record, tmp_path)

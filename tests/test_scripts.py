@@ -1,0 +1,130 @@
+"""The command line: what works, and one sentence with status 2 for what cannot."""
+
+import importlib.util
+import json
+import re
+
+import pytest
+import train
+from conftest import ROOT
+
+SMALL = [
+    "--config.model.block_size=16",
+    "--config.model.n_layer=1",
+    "--config.model.n_embd=16",
+    "--config.train.steps=2",
+    "--config.train.batch_size=2",
+    "--config.optimizer.warmup_steps=1",
+    "--config.mesh.cpu_devices=1",
+    "--config.sample.max_new_tokens=5",
+]
+
+
+def run(*flags):
+    return train.main(["scripts/train.py", f"--config={ROOT / 'configs' / 'tiny.py'}", *flags])
+
+
+@pytest.fixture
+def no_training(monkeypatch):
+    """Fails a test in which a command that should be refused begins to train."""
+    monkeypatch.setattr(train.training, "run_steps", lambda *args: pytest.fail("it trains"))
+
+
+def test_a_run_and_then_the_command_for_a_new_one(tmp_path, text_file, capsys):
+    flags = [*SMALL, f"--config.data.corpus={text_file}", f"--workdir={tmp_path / 'run'}"]
+    assert run(*flags) == 0
+    capsys.readouterr()
+    assert run(*flags) == 0
+    out = capsys.readouterr().out
+    assert "is finished: 2 steps" in out
+    assert f"--workdir={tmp_path / 'run-2'}" in out
+    assert out.count("--workdir") == 1
+
+
+def test_help_names_the_flags_and_the_command(capsys):
+    assert train.main(["scripts/train.py", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert "python scripts/train.py --config=configs/tiny.py" in out
+    assert "--workdir" in out
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--config.model.n_layers=3"], "n_layers.*n_layer"),
+        (["--config.modle.n_layer=3"], "modle.*model"),
+        (["--config.model.n_layer=x"], "n_layer.*x"),
+        (["--config.model.n_layer=2.5"], "n_layer.*2.5"),
+        (["--config.model.n_head=3"], "n_embd = 128.*n_head = 3"),
+        (["--config.model.dropout=1"], r"model\.dropout = 1\.0"),
+        (["--config.optimizer.learning_rate=nan"], "learning_rate = nan"),
+        (["--config.train.steps=50"], "warmup_steps"),
+        (["--config.data.corpus=/nothing.txt"], "/nothing.txt"),
+        (["--workdri=x"], "workdri.*workdir"),
+        (["train"], "'train' is not a flag"),
+        (["--config.mesh.cpu_devices=99"], r"mesh\.cpu_devices = 99"),
+    ],
+)
+def test_bad_input_gets_one_sentence_and_status_2(flags, words, capsys, tmp_path, no_training):
+    assert run(f"--workdir={tmp_path / 'run'}", *flags) == 2
+    out, err = capsys.readouterr()
+    assert re.fullmatch(r"error: [^\n]+\n", err), err
+    assert re.search(words, err)
+    assert "Traceback" not in err + out
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",  # There is no such file.
+        "import nothing_such",
+        "1/0",
+        "def get_config(:",
+        "x = 1",
+        "def get_config(): return 3",
+        "def get_config(n): return 3",
+        "from gpt_jax.config import *\nget_config = lambda: default_config().model.n_layers",
+    ],
+)
+def test_a_broken_config_file_is_named(content, tmp_path, capsys, no_training):
+    path = tmp_path / "mine.py"
+    if content:
+        path.write_text(content)
+    assert train.main(["scripts/train.py", f"--config={path}"]) == 2
+    err = capsys.readouterr().err
+    assert re.fullmatch(r"error: [^\n]+\n", err), err
+    assert "mine.py" in err
+
+
+def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys):
+    def interrupted(config, workdir):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train.training, "train", interrupted)
+    assert run() == 130
+    assert "the same command goes on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("config_file", "workdir"),
+    [("configs/tiny.py", "runs/tiny"), ("/a b/gpt2.py:small", "runs/gpt2-small")],
+)
+def test_the_run_is_named_after_its_recipe(config_file, workdir):
+    assert str(train.default_workdir(config_file)) == workdir
+
+
+def test_the_new_folder_does_not_exist_yet(tmp_path):
+    (tmp_path / "run-2").mkdir()
+    for words in (["--workdir=x", "--a=b"], ["--workdir", "x", "--a=b"]):
+        command = train.new_run_command(["scripts/train.py", *words], tmp_path / "run")
+        assert command == f"python scripts/train.py --a=b --workdir={tmp_path / 'run-3'}"
+
+
+def test_the_package_version_is_that_of_the_changelog():
+    import gpt_jax
+
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.search(rf"^## \[?{re.escape(gpt_jax.__version__)}", changelog, re.MULTILINE)
+    assert importlib.util.find_spec("gpt_jax")
+    assert json.dumps(gpt_jax.__version__)

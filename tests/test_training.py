@@ -1,0 +1,208 @@
+"""Whole runs: what they leave, how they resume bit for bit, what they refuse."""
+
+import json
+import re
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from gpt_jax import corpus, sharding, train_step, training
+from gpt_jax.checkpoint import Checkpoints
+from gpt_jax.config import Config, UserError
+from gpt_jax.metrics import read_metrics
+from gpt_jax.run_folder import read_record
+from gpt_jax.tokenizer import load_tokenizer
+
+
+@pytest.fixture
+def config(small, text_file):
+    """Ten steps on a small text, evaluated and saved after steps 4, 8 and 10."""
+    config = small.with_values("model", vocab_size=0).with_values("data", corpus=str(text_file))
+    config = config.with_values("train", log_every=2, eval_every=4, checkpoint_every=4)
+    return config.with_values("sample", max_new_tokens=20, prompt="The ")
+
+
+def test_a_run_leaves_what_the_design_names(config, tmp_path, capsys):
+    workdir = tmp_path / "runs" / "small run"
+    assert training.train(config, workdir)
+    assert {path.name for path in workdir.iterdir()} == {
+        "config.json",
+        "tokenizer.json",
+        "metrics.jsonl",
+        "loss.png",
+        "samples",
+        "checkpoints",
+    }
+    entries = read_metrics(workdir / "metrics.jsonl")
+    assert [entry["step"] for entry in entries] == [2, 4, 6, 8, 10]
+    assert [entry["step"] for entry in entries if "val/loss" in entry] == [4, 8, 10]
+    keys = {"step", "train/loss", "lr", "grad_norm", "tokens_per_s", "elapsed_s"}
+    assert all(set(entry) - {"val/loss"} == keys for entry in entries)
+    with Checkpoints(workdir / "checkpoints") as checkpoints:
+        assert checkpoints.latest_step == 10
+        assert checkpoints.find("latest").val_loss == entries[-1]["val/loss"]
+        best = min(entries, key=lambda entry: entry.get("val/loss", np.inf))
+        assert checkpoints.find("best").step == best["step"]
+    sample = (workdir / "samples" / "10.txt").read_text(encoding="utf-8")
+    assert sample.startswith("The ")
+    assert len(sample) == len("The ") + 20 + 1
+    out = capsys.readouterr().out
+    assert re.search(r"step 4/10  train \d\.\d+  val \d\.\d+  [\d,]+ tokens/s  .* left", out)
+    assert re.search(r"[\d,]+ parameters, vocabulary \d+", out)
+    assert re.search(r"10 steps of 8 x 16 = 128 tokens: 0\.1 epochs; 1 cpu device\(s\)", out)
+    assert re.search(r"held-out loss .* bits per byte \(tutorial_estimate \d\.\d+", out)
+    assert sample.strip() in out
+
+
+def test_the_record_leaves_nothing_to_choose(config, tmp_path, text_file):
+    config = config.with_values("model", matmul_dtype="auto")
+    config = config.with_values("train", microbatch_size=0, steps=2)
+    training.train(config, tmp_path / "run")
+    record = read_record(tmp_path / "run")
+    tokenizer = load_tokenizer(tmp_path / "run" / "tokenizer.json")
+    assert record.config.model.vocab_size == tokenizer.vocab_size
+    assert record.config.model.matmul_dtype in ("float32", "bfloat16")
+    assert record.config.train.microbatch_size == 8
+    assert record.config.mesh.cpu_devices == record.config.mesh.data == record.devices == 1
+    assert record.config.data.corpus == str(text_file)
+    assert record.corpus_sha256 == corpus.load_corpus(str(text_file)).sha256
+
+
+def test_a_finished_run_is_left_alone(config, tmp_path):
+    config = config.with_values("train", steps=2)
+    assert training.train(config, tmp_path / "run")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*.json*")}
+    assert not training.train(config, tmp_path / "run")
+    after = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*.json*")}
+    assert before == after
+
+
+def test_another_configuration_or_text_is_refused(config, tmp_path, text_file):
+    config = config.with_values("train", steps=2)
+    training.train(config, tmp_path / "run")
+    with pytest.raises(UserError, match=r"model\.n_layer was 1 and is now 2"):
+        training.train(config.with_values("model", n_layer=2), tmp_path / "run")
+    longer = config.with_values("train", steps=4)
+    path = tmp_path / "run" / "config.json"
+    path.write_text(path.read_text().replace('"steps": 2', '"steps": 4'))
+    text_file.write_text("Another text. " * 1000)
+    with pytest.raises(UserError, match="has changed since the run"):
+        training.train(longer, tmp_path / "run")
+
+
+def test_a_prompt_outside_the_vocabulary_costs_the_prompt_and_not_the_run(config, tmp_path, capsys):
+    config = config.with_values("sample", prompt="東").with_values("train", steps=2)
+    assert training.train(config, tmp_path / "run")
+    assert "U+6771" in capsys.readouterr().err
+    sample = (tmp_path / "run" / "samples" / "2.txt").read_text(encoding="utf-8")
+    assert sample.startswith("\n")
+
+
+def test_without_a_download_the_play_is_used_recorded_and_resumed(
+    config, tmp_path, monkeypatch, capsys
+):
+    def offline():
+        raise corpus.DownloadError("no network")
+
+    monkeypatch.setattr(corpus, "_tiny_shakespeare", offline)
+    monkeypatch.setattr(corpus.play, "write", lambda: "Once upon a time. " * 500)
+    config = config.with_values("data", corpus="tinyshakespeare").with_values("train", steps=2)
+    assert training.train(config, tmp_path / "run")
+    assert capsys.readouterr().err.count("no network") == 1
+    record = read_record(tmp_path / "run")
+    assert (record.config.data.corpus, record.requested_corpus) == ("builtin", "tinyshakespeare")
+    assert not training.train(config, tmp_path / "run")
+    assert "no network" not in capsys.readouterr().err
+
+
+def test_a_vocabulary_size_that_is_not_the_tokenizers_is_refused(config, tmp_path):
+    with pytest.raises(UserError, match=r"model\.vocab_size = 7, but the tokenizer has"):
+        training.train(config.with_values("model", vocab_size=7), tmp_path / "run")
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_bytes_are_tokens_too(config, tmp_path):
+    config = config.with_values("data", tokenizer="byte").with_values("train", steps=2)
+    assert training.train(config, tmp_path / "run")
+    assert read_record(tmp_path / "run").config.model.vocab_size == 256
+
+
+# A run that dies right behind its checkpoint of step 5, as by kill -9: nothing is closed.
+KILLED = """
+import os, sys
+from gpt_jax.checkpoint import Checkpoints
+import train
+save = Checkpoints.save
+def save_and_die(self, step, *rest):
+    save(self, step, *rest)
+    os._exit(9)
+Checkpoints.save = save_and_die
+train.main(sys.argv)
+"""
+
+
+def script(workdir, text_file, *extra, code=None):
+    """Runs scripts/train.py in a process of its own: 10 steps, dropout on, two devices."""
+    flags = {
+        "model.block_size": 16,
+        "model.n_layer": 1,
+        "model.n_embd": 16,
+        "data.corpus": text_file,
+        "optimizer.warmup_steps": 2,
+        "train.steps": 10,
+        "train.batch_size": 8,
+        "train.microbatch_size": 2,
+        "train.log_every": 1,
+        "train.eval_every": 5,
+        "train.checkpoint_every": 5,
+        "mesh.cpu_devices": 2,
+        "sample.max_new_tokens": 5,
+    }
+    command = [sys.executable, *(["-c", code] if code else [str(ROOT / "scripts" / "train.py")])]
+    command += [f"--workdir={workdir}", f"--config={ROOT / 'configs' / 'tiny.py'}"]
+    command += [f"--config.{name}={value}" for name, value in flags.items()]
+    return subprocess.run(
+        [*command, *extra], capture_output=True, text=True, cwd=ROOT / "scripts", timeout=300
+    )
+
+
+def arrays(workdir, step):
+    """The arrays of a checkpoint as bytes, under their paths."""
+    config = read_record(workdir).config
+    devices = sharding.start_devices(config.mesh, config.train.batch_size)
+    abstract = train_step.abstract_state(config, sharding.make_mesh(config.mesh, devices))
+    with Checkpoints(workdir / "checkpoints") as checkpoints:
+        state = checkpoints.restore(step, abstract)
+    state = state.replace(key=jax.random.key_data(state.key))
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return {jax.tree_util.keystr(path): np.asarray(leaf).tobytes() for path, leaf in leaves}
+
+
+def test_ten_steps_are_five_and_five_after_a_kill_bit_for_bit(tmp_path, text_file):
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    done = script(straight, text_file)
+    assert done.returncode == 0, done.stderr
+    assert script(broken, text_file, code=KILLED).returncode == 9
+    assert [path.name for path in (broken / "checkpoints").iterdir()] == ["5"]
+    resumed = script(broken, text_file)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "goes on after step 5" in resumed.stdout
+
+    assert arrays(broken, 10) == arrays(straight, 10)
+
+    def numbers(workdir):
+        clock = ("tokens_per_s", "elapsed_s")
+        entries = read_metrics(workdir / "metrics.jsonl")
+        return [{k: v for k, v in entry.items() if k not in clock} for entry in entries]
+
+    assert numbers(broken) == numbers(straight)
+    assert [entry["step"] for entry in numbers(broken)] == list(range(1, 11))
+    text = [(workdir / "samples" / "10.txt").read_text() for workdir in (straight, broken)]
+    assert text[0] == text[1]
+    record = json.loads((straight / "config.json").read_text())
+    assert Config.from_dict(record["config"]).model.dropout > 0
+    assert record["devices"]["count"] == 2
