@@ -31,11 +31,8 @@ def run(
     Returns: the exit status: 0, 2 for what the user can mend (said in one sentence on stderr), or
       130 after Ctrl-C.
     """
-    values = flags.FlagValues()
-    flags.DEFINE_boolean("help", False, "Show this help.", short_name="h", flag_values=values)
-    define_flags(values, list(argv))
     try:
-        _parse(values, argv)
+        values = _parse(define_flags, list(argv))
         if values.help:
             print(f"{usage}\n{values.get_help()}")
         else:
@@ -49,8 +46,10 @@ def run(
     return 0
 
 
-def _parse(values: flags.FlagValues, argv: Sequence[str]) -> None:
-    """Parses the command line.
+def _parse(
+    define_flags: Callable[[flags.FlagValues, list[str]], None], argv: list[str]
+) -> flags.FlagValues:
+    """The flags of the command line.
 
     Raises:
       UserError: for an unknown flag or config field, a value of the wrong type, or a config file
@@ -59,12 +58,16 @@ def _parse(values: flags.FlagValues, argv: Sequence[str]) -> None:
     for word in argv[1:]:
         if field := re.match(r"--?(?:no)?config\.(\w*)\.?(\w*)", word):
             check_field(*field.groups())
+    values = flags.FlagValues()
+    flags.DEFINE_boolean("help", False, "Show this help.", short_name="h", flag_values=values)
     try:
+        define_flags(values, argv)
         rest = values(argv)[1:]
     except Exception as error:  # The config file is the user's Python: anything can go wrong in it.
         raise UserError(_sentence(error, argv)) from error
     if rest:
         raise UserError(f"{rest[0]!r} is not a flag: see --help")
+    return values
 
 
 def define_config(values: flags.FlagValues, argv: list[str]) -> None:
@@ -105,7 +108,8 @@ def _sentence(error: Exception, argv: Sequence[str]) -> str:
     A flag's own error stands alone; one with a traceback in it came out of the config file.
     """
     lines = re.split(r"\n|\\n", str(error).strip())  # Some errors quote another, line ends too.
-    last = lines[-1].strip("'\" ") or repr(error)
+    last = lines[-1].strip() or repr(error)
+    last = last.strip("'") if last.count("'") % 2 else last
     if isinstance(error, flags.Error) and "Traceback" not in str(error):
         return last
     named = [word.partition("=")[2] for word in argv if re.match(r"--?config=", word)]
