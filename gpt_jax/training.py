@@ -49,7 +49,7 @@ def _first_state(run: Run, checkpoints: Checkpoints) -> TrainState:
     """From the newest checkpoint, or new."""
     if checkpoints.latest_step:
         return checkpoints.restore(checkpoints.latest_step, run.abstract)
-    return init_state(run.config, run.abstract)
+    return jax.block_until_ready(init_state(run.config, run.abstract))
 
 
 def _introduce(run: Run, state: TrainState, monitor: Monitor) -> None:

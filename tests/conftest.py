@@ -11,6 +11,7 @@ if "GPT_JAX_TEST_CACHE" not in os.environ:
 os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["GPT_JAX_TEST_CACHE"]
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
+import hypothesis
 import jax
 import pytest
 
@@ -18,6 +19,10 @@ from gpt_jax import play
 from gpt_jax.config import Config
 
 ROOT = Path(__file__).parent.parent
+
+# The same examples everywhere, and no limit on their time: machines differ.
+hypothesis.settings.register_profile("same", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("same")
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.devices()  # Starts JAX: no test can change the number any more.

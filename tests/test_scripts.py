@@ -1,12 +1,12 @@
 """The command line: what works, and one sentence with status 2 for what cannot."""
 
-import importlib.util
-import json
 import re
 
 import pytest
 import train
 from conftest import ROOT
+
+import gpt_jax
 
 SMALL = [
     "--config.model.block_size=16",
@@ -121,10 +121,6 @@ def test_the_new_folder_does_not_exist_yet(tmp_path):
         assert command == f"python scripts/train.py --a=b --workdir={tmp_path / 'run-3'}"
 
 
-def test_the_package_version_is_that_of_the_changelog():
-    import gpt_jax
-
+def test_the_changelog_has_this_version():
     changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
-    assert re.search(rf"^## \[?{re.escape(gpt_jax.__version__)}", changelog, re.MULTILINE)
-    assert importlib.util.find_spec("gpt_jax")
-    assert json.dumps(gpt_jax.__version__)
+    assert f"## {gpt_jax.__version__} " in changelog
