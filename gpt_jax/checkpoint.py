@@ -30,7 +30,7 @@ class Checkpoints:
     """The checkpoints of a run. Use as a context manager; not for several threads."""
 
     def __init__(self, folder: Path) -> None:
-        """`folder`: where the checkpoints lie or will lie; made when the first is saved."""
+        """`folder`: where the checkpoints lie or will lie; made if it does not exist."""
         newest_and_best = _policies.AnyPreservationPolicy(
             [
                 _policies.LatestN(1),

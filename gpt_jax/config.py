@@ -36,6 +36,7 @@ NOT_NEGATIVE = Rule("0 or more", lambda x: x >= 0)
 BELOW_ONE = Rule("in [0, 1)", lambda x: 0 <= x < 1)
 INSIDE_ONE = Rule("in (0, 1)", lambda x: 0 < x < 1)
 UP_TO_ONE = Rule("in (0, 1]", lambda x: 0 < x <= 1)
+SEED = Rule("0 to 2**31 - 1", lambda x: 0 <= x < 2**31)
 REST_OR_POSITIVE = Rule("above 0, or -1 for the rest", lambda x: x > 0 or x == -1)
 
 
@@ -79,11 +80,15 @@ class _Section:
 
 def check_field(section: str, name: str) -> None:
     """Raises UserError, with the nearest name, unless `section.name` is a field of `Config`."""
-    if section not in SECTIONS:
-        raise UserError(f"config.{section} does not exist{_nearest(section, list(SECTIONS))}")
+    _check_section(section)
     known = [field.name for field in dataclasses.fields(SECTIONS[section])]
     if name not in known:
         raise UserError(f"config.{section}.{name} does not exist{_nearest(name, known)}")
+
+
+def _check_section(section: str) -> None:
+    if section not in SECTIONS:
+        raise UserError(f"config.{section} does not exist{_nearest(section, list(SECTIONS))}")
 
 
 def _nearest(name: str, known: list[str]) -> str:
@@ -178,7 +183,7 @@ class TrainConfig(_Section):
 
     SECTION: ClassVar[str] = "train"
 
-    seed: int = setting(0, NOT_NEGATIVE, "seed of parameters, batches and dropout")
+    seed: int = setting(0, SEED, "seed of parameters, batches and dropout")
     steps: int = setting(3000, POSITIVE, "updates in the whole run")
     batch_size: int = setting(32, POSITIVE, "windows of text per update, over all devices")
     microbatch_size: int = setting(0, NOT_NEGATIVE, "windows at a time on one device; 0 = chosen")
@@ -240,6 +245,9 @@ class Config:
     def from_dict(cls, values: Mapping[str, Mapping[str, Any]]) -> Self:
         """The configuration made of nested `values`; what is missing has its default."""
         for section, fields in values.items():
+            _check_section(section)
+            if not isinstance(fields, Mapping):
+                raise UserError(f"config.{section} = {fields!r} is not a section: give it fields")
             for name in fields:
                 check_field(section, name)
         sections: dict[str, Any] = {

@@ -5,6 +5,7 @@ found at again and the SHA-256 of its UTF-8 bytes.
 """
 
 import codecs
+import contextlib
 import dataclasses
 import glob
 import hashlib
@@ -51,7 +52,14 @@ def load_corpus(source: str) -> Corpus:
         return _corpus(source, _tiny_shakespeare())
     if source == "builtin":
         return _corpus(source, play.write())
-    return _corpus(_absolute(source), _read_files(source))
+    return _corpus(absolute_source(source), _read_files(source))
+
+
+def absolute_source(source: str) -> str:
+    """`data.corpus` as it is recorded: a path made absolute, a name as it is."""
+    if source in ("tinyshakespeare", "builtin"):
+        return source
+    return os.path.abspath(os.path.expanduser(source))
 
 
 def _corpus(source: str, text: str) -> Corpus:
@@ -72,8 +80,10 @@ def cache_folder() -> Path:
 def _tiny_shakespeare() -> str:
     """The cached copy if it is whole, else a fresh download. 1,115,394 ASCII characters."""
     path = cache_folder() / "tinyshakespeare.txt"
-    if path.is_file() and _is_tiny_shakespeare(content := path.read_bytes()):
-        return content.decode("utf-8")
+    with contextlib.suppress(OSError):
+        if _is_tiny_shakespeare(content := path.read_bytes()):
+            return content.decode("utf-8")
+    print("downloading Tiny Shakespeare (1.1 MB)", file=sys.stderr)
     content = _download()
     try:
         _write_atomically(path, content)
@@ -89,7 +99,10 @@ def _is_tiny_shakespeare(content: bytes) -> bool:
 
 
 def _download() -> bytes:
-    """Tiny Shakespeare's bytes, checked; a few attempts with growing pauses."""
+    """Tiny Shakespeare's bytes, checked; a few attempts with growing pauses.
+
+    A connection that is not even refused is not tried again: it timed out at every address.
+    """
     reason: object = None
     for attempt in range(ATTEMPTS):
         time.sleep(attempt)
@@ -98,6 +111,8 @@ def _download() -> bytes:
                 content = response.read(TINY_SHAKESPEARE_BYTES + 1)
         except (OSError, HTTPException) as error:
             reason = getattr(error, "reason", error)
+            if isinstance(reason, TimeoutError) and reason is not error:
+                break
             continue
         if _is_tiny_shakespeare(content):
             return content
@@ -123,13 +138,9 @@ def _write_atomically(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _absolute(source: str) -> str:
-    return os.path.abspath(os.path.expanduser(source))
-
-
 def _read_files(source: str) -> str:
     """The files of `source`, in the order of their names, joined by line breaks."""
-    text = "\n".join(_read_file(path) for path in _find_files(_absolute(source), source))
+    text = "\n".join(_read_file(path) for path in _find_files(absolute_source(source), source))
     if not text:
         raise UserError(f"data.corpus = {source!r} is empty: give a text with something in it")
     return text

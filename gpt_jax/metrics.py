@@ -38,8 +38,9 @@ def _line(entry: dict[str, Any]) -> str:
 class Clock:
     """Times a run: how fast it trains, how long it took, how long it will take.
 
-    `elapsed_s` counts everything, earlier parts of a resumed run included. The speed counts steps
-    alone: neither the first (which compiles) nor evaluations and checkpoints.
+    `elapsed_s` counts from the first batch on, compiling included, and goes on where the log of a
+    resumed run ends. The speed counts steps alone: neither the first (which compiles) nor
+    evaluations and checkpoints.
     """
 
     def __init__(self, elapsed_s: float, now: Callable[[], float] = time.perf_counter) -> None:
@@ -112,7 +113,9 @@ class Monitor:
         """
         self._path = workdir / "metrics.jsonl"
         kept = [entry for entry in read_metrics(self._path) if entry["step"] <= step]
-        self._path.write_text("".join(map(_line, kept)), encoding="utf-8")
+        temporary = self._path.with_suffix(".part")
+        temporary.write_text("".join(map(_line, kept)), encoding="utf-8")
+        temporary.replace(self._path)
         self._clock = Clock(kept[-1]["elapsed_s"] if kept else 0.0, now)
         self._last_step, self._tokens_per_step = last_step, tokens_per_step
         self._console = console or Console()
@@ -124,7 +127,12 @@ class Monitor:
         )
         self._task = self._bar.add_task("compiling", total=last_step, completed=step)
         self._last_line_s = -math.inf
-        self.step_done, self.pause = self._clock.step_done, self._clock.pause
+        self.pause = self._clock.pause
+
+    def step_done(self, step: int) -> None:
+        """To be called after every step, `step` in all."""
+        self._clock.step_done()
+        self._bar.update(self._task, completed=step)
 
     @contextmanager
     def bar(self) -> Iterator[None]:
@@ -154,9 +162,9 @@ class Monitor:
         self._show(entry)
 
     def _show(self, entry: dict[str, Any]) -> None:
-        """Moves the bar; prints a line for an evaluation and, without a bar, after a silence."""
+        """Shows an entry beside the bar; prints evaluations and, without a bar, after a silence."""
         line = self._status(entry)
-        self._bar.update(self._task, completed=entry["step"], description=line)
+        self._bar.update(self._task, description=line)
         silent_s = entry["elapsed_s"] - self._last_line_s
         if "val/loss" in entry or (silent_s > SILENCE_SECONDS and not self._console.is_terminal):
             self.say(line)

@@ -76,9 +76,10 @@ def dropout(x: jax.Array, keys_B: jax.Array | None, site: int, rate: float) -> j
       keys_B: one typed key per row. A row's mask depends on its key and on `site` alone, so it is
         the same on every layout of rows over devices and microbatches.
       site: number of this place in the model.
-      rate: in [0, 1), rounded to a multiple of 1/256: one random byte decides about one element.
+      rate: in [0, 1), rounded to a multiple of 1/256 below 1: a random byte decides about each
+        element.
     """
-    dropped = round(rate * 256)
+    dropped = min(round(rate * 256), 255)
     if keys_B is None or dropped == 0:
         return x
     row_shape = x.shape[1:]

@@ -12,7 +12,7 @@ import numpy as np
 from gpt_jax import corpus, data, sharding
 from gpt_jax.config import Config, UserError
 from gpt_jax.run_folder import Record, check_same_corpus, write_record
-from gpt_jax.tokenizer import Tokenizer, load_tokenizer, make_tokenizer, save_tokenizer
+from gpt_jax.tokenizer import Tokenizer, load_tokenizer, make_tokenizer
 from gpt_jax.train_step import (
     TrainState,
     abstract_state,
@@ -98,9 +98,9 @@ def prepare(config: Config, workdir: Path, record: Record | None, devices: list[
     resolved = _resolve(config, text.source, tokenizer.vocab_size, layout)
     if record is None:
         platform = devices[0].platform
-        new = Record(resolved, config.data.corpus, text.sha256, platform, len(devices))
-        write_record(workdir, new)
-        save_tokenizer(tokenizer, workdir / "tokenizer.json")
+        requested = corpus.absolute_source(config.data.corpus)
+        new = Record(resolved, requested, text.sha256, platform, len(devices))
+        write_record(workdir, new, tokenizer)
     abstract = abstract_state(resolved, mesh)
     return Run(
         resolved,

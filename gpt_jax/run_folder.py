@@ -8,25 +8,26 @@ was found and its hash, the devices and the versions. Data, never code. No jax.
 
 import dataclasses
 import json
-import os
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from gpt_jax.config import Config, UserError
+from gpt_jax.corpus import absolute_source
+from gpt_jax.tokenizer import Tokenizer, save_tokenizer
 
 FORMAT = 1
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
-# Values that leave a choice to the program; a resumed run takes what was chosen at its start.
+# Values that leave a choice to the program; a resumed run takes what was chosen at its start. (What
+# follows from these and the devices, such as the size of microbatches, follows again.)
 CHOICES: tuple[tuple[str, str, Any], ...] = (
     ("model", "vocab_size", 0),
     ("model", "matmul_dtype", "auto"),
-    ("train", "microbatch_size", 0),
     ("mesh", "cpu_devices", 0),
 )
-# What may differ when a run goes on, because the model it ends with stays the same (the layout over
-# devices changes only the order of float32 sums).
+# What may differ when a run goes on. A sample or a log changes nothing; another layout over devices
+# changes the order of float32 sums: losses agree within 1e-5, bits only on the same devices.
 FREE = {
     *(("sample", field.name) for field in dataclasses.fields(Config().sample)),
     *(("mesh", field.name) for field in dataclasses.fields(Config().mesh)),
@@ -43,7 +44,8 @@ class Record:
 
     Attributes:
       config: resolved; `config.data.corpus` is where the text was found.
-      requested_corpus: what `data.corpus` said, "tinyshakespeare" where its download failed.
+      requested_corpus: what `data.corpus` said, paths made absolute; it still says
+        "tinyshakespeare" where the download failed and the play was taken.
       corpus_sha256: hash of the text's UTF-8 bytes.
       platform, devices: kind and number of devices.
     """
@@ -78,6 +80,11 @@ def read_record(workdir: Path) -> Record | None:
             devices=devices["count"],
         )
     except FileNotFoundError:
+        if any((workdir / "checkpoints").glob("[0-9]*")):
+            raise UserError(
+                f"{workdir} holds checkpoints but no config.json, so nobody knows of what: "
+                "restore it, or use another --workdir"
+            ) from None
         return None
     except UserError:
         raise
@@ -87,8 +94,8 @@ def read_record(workdir: Path) -> Record | None:
         ) from error
 
 
-def write_record(workdir: Path, record: Record) -> None:
-    """Writes config.json under a temporary name, then renames it.
+def write_record(workdir: Path, record: Record, tokenizer: Tokenizer) -> None:
+    """Writes tokenizer.json and then, under a temporary name first, config.json: it is the commit.
 
     Raises:
       UserError: when the folder cannot be made or written.
@@ -100,12 +107,12 @@ def write_record(workdir: Path, record: Record) -> None:
         "devices": {"platform": record.platform, "count": record.devices},
         "versions": {name: metadata.version(name) for name in PACKAGES},
     }
-    path = workdir / "config.json"
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".json.part")
+        save_tokenizer(tokenizer, workdir / "tokenizer.json")
+        temporary = workdir / "config.json.part"
         temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+        temporary.replace(workdir / "config.json")
     except OSError as error:
         raise UserError(
             f"{workdir} cannot be written ({error.strerror}): check it, or use another --workdir"
@@ -118,7 +125,7 @@ def with_recorded_choices(config: Config, record: Record) -> Config:
         if getattr(getattr(config, section), name) == undecided:
             chosen = getattr(getattr(record.config, section), name)
             config = config.with_values(section, **{name: chosen})
-    if config.data.corpus == record.requested_corpus:
+    if absolute_source(config.data.corpus) == record.requested_corpus:
         config = config.with_values("data", corpus=record.config.data.corpus)
     return config
 

@@ -9,6 +9,7 @@ Shapes: A microbatches in a row, M windows of one microbatch over all devices, W
 import dataclasses
 import math
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -73,12 +74,19 @@ def start_devices(config: MeshConfig, batch_size: int) -> list[jax.Device]:
 def best_matmul_dtype(device: jax.Device) -> str:
     """What `model.matmul_dtype = auto` means on a device: bfloat16 where it is in hardware.
 
-    On a CPU that is said by its feature flags (AVX512-BF16 or AMX, read on Linux), never measured.
+    Said by what the hardware names itself, never measured: a CPU by its feature flags (AVX512-BF16
+    or AMX, read on Linux), an NVIDIA GPU by its compute capability (8 and up), a TPU always.
     """
-    if device.platform != "cpu":
-        return "bfloat16"
-    flags = Path("/proc/cpuinfo").read_text() if sys.platform == "linux" else ""
-    return "bfloat16" if "avx512_bf16" in flags or "amx_bf16" in flags else "float32"
+    if device.platform == "cpu":
+        has_it = sys.platform == "linux" and cpu_has_bfloat16(Path("/proc/cpuinfo").read_text())
+    else:
+        has_it = not re.match(r"[1-7]\.", str(getattr(device, "compute_capability", "")))
+    return "bfloat16" if has_it else "float32"
+
+
+def cpu_has_bfloat16(flags: str) -> bool:
+    """Whether a CPU's feature flags name products of bfloat16."""
+    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(flags.split())
 
 
 def make_mesh(config: MeshConfig, devices: list[jax.Device]) -> Mesh:
@@ -131,7 +139,7 @@ def make_batch_layout(config: Config, mesh: Mesh) -> BatchLayout:
     if batch_size % ways:
         raise UserError(
             f"train.batch_size = {batch_size} is not a multiple of the {ways} devices that share it"
-            ": change it, or mesh.cpu_devices"
+            ": change it, or the mesh"
         )
     local = batch_size // ways
     size = config.train.microbatch_size or _choose_microbatch(config, mesh, local)

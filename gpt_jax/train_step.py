@@ -196,6 +196,6 @@ def mean_loss(
     for first in range(0, len(windows_NW), batch_size):
         windows_BW = windows_NW[first : first + batch_size].astype(np.int32)
         filled_BW = np.resize(windows_BW, (batch_size, windows_BW.shape[1]))
-        losses_B = np.asarray(eval_step(params, layout.place(filled_BW))).reshape(-1)
-        losses.append(losses_B[: len(windows_BW)])
+        losses_AM = jax.block_until_ready(eval_step(params, layout.place(filled_BW)))
+        losses.append(np.asarray(losses_AM).reshape(-1)[: len(windows_BW)])
     return float(np.concatenate(losses).mean(dtype=np.float64))

@@ -5,6 +5,7 @@ log and saves a checkpoint, in this order: a run killed between two of them goes
 checkpoint and drops the lines that came after it.
 """
 
+import math
 import sys
 from pathlib import Path
 
@@ -32,17 +33,22 @@ def train(config: Config, workdir: Path) -> bool:
     if record is not None:
         config = with_recorded_choices(config, record)
         check_same_run(config, record, workdir)
-    devices = sharding.start_devices(config.mesh, config.train.batch_size)
-    with Checkpoints(workdir / "checkpoints") as checkpoints:
-        if checkpoints.latest_step >= config.train.steps:
+        if _sample_path(workdir, config.train.steps).exists():
             return False
-        run = prepare(config, workdir, record, devices)
+    devices = sharding.start_devices(config.mesh, config.train.batch_size)
+    run = prepare(config, workdir, record, devices)
+    with Checkpoints(workdir / "checkpoints") as checkpoints:
         state = _first_state(run, checkpoints)
         monitor = Monitor(workdir, int(state.step), config.train.steps, run.tokens_per_step)
         _introduce(run, state, monitor)
         state = run_steps(run, state, checkpoints, monitor)
         finish(run, state, monitor)
     return True
+
+
+def _sample_path(workdir: Path, step: int) -> Path:
+    """The sample, which is the last thing that a run writes."""
+    return workdir / "samples" / f"{step}.txt"
 
 
 def _first_state(run: Run, checkpoints: Checkpoints) -> TrainState:
@@ -79,15 +85,18 @@ def run_steps(
     with monitor.bar():
         while step < c.steps:
             state, metrics = run.train_step(state, run.batch(step))
-            _wait(run, metrics)
             step += 1
-            monitor.step_done()
+            evaluates = _is_due(step, c.eval_every, c.steps)
+            logs = evaluates or _is_due(step, c.log_every, c.steps)
+            saves = _is_due(step, c.checkpoint_every, c.steps)
+            if run.device.platform == "cpu" or logs or saves:
+                _wait(metrics)
+            monitor.step_done(step)
             with monitor.pause():
-                evaluates = _is_due(step, c.eval_every, c.steps)
                 val_loss = run.evaluate(state.params) if evaluates else None
-                if evaluates or _is_due(step, c.log_every, c.steps):
+                if logs:
                     monitor.tell(step, metrics, val_loss)
-                if _is_due(step, c.checkpoint_every, c.steps):
+                if saves:
                     checkpoints.save(step, state, val_loss)
     return state
 
@@ -96,14 +105,14 @@ def _is_due(step: int, every: int, last: int) -> bool:
     return step % every == 0 or step == last
 
 
-def _wait(run: Run, metrics: Metrics) -> None:
-    """On CPU devices, until the step is over: two programs with collectives must not overlap.
+def _wait(metrics: Metrics) -> None:
+    """Until the step is over.
 
-    They meet in a rendezvous that blocks threads: with steps dispatched one after another XLA:CPU
+    On CPU devices after every step: two programs with collectives must not overlap there. They
+    meet in a rendezvous that blocks threads; with steps dispatched one after another XLA:CPU
     sticks within seconds and aborts the process after 40. The wait costs little beside a step.
     """
-    if run.device.platform == "cpu":
-        jax.block_until_ready(metrics)
+    jax.block_until_ready(metrics)
 
 
 def finish(run: Run, state: TrainState, monitor: Monitor) -> None:
@@ -111,13 +120,14 @@ def finish(run: Run, state: TrainState, monitor: Monitor) -> None:
     entries = read_metrics(run.workdir / "metrics.jsonl")
     report.draw_loss_curve(entries, run.config.model.vocab_size, run.workdir / "loss.png")
     loss = entries[-1]["val/loss"]
+    loss = math.nan if loss is None else loss  # JSON has no NaN.
     monitor.say(
         f"held-out loss {loss:.4f} nats per token, {run.bits_per_byte(loss):.4f} bits per byte "
         f"(tutorial_estimate {run.tutorial_estimate(state.params):.4f}: to compare with the "
         "tutorial, nothing else)"
     )
     text = _sample(run, state)
-    path = run.workdir / "samples" / f"{int(state.step)}.txt"
+    path = _sample_path(run.workdir, int(state.step))
     path.parent.mkdir(exist_ok=True)
     path.write_text(text + "\n", encoding="utf-8")
     monitor.say(f"a sample at temperature {run.config.sample.temperature}:\n\n{text}")

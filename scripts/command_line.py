@@ -112,5 +112,5 @@ def _sentence(error: Exception, argv: Sequence[str]) -> str:
     last = last.strip("'") if last.count("'") % 2 else last
     if isinstance(error, flags.Error) and "Traceback" not in str(error):
         return last
-    named = [word.partition("=")[2] for word in argv if re.match(r"--?config=", word)]
-    return f"{named[-1] if named else TINY} cannot be read as a config file ({last}): mend it"
+    named = re.findall(r"(?:^|\0)--?config[=\0]([^\0]*)", "\0".join(argv)) or [TINY]
+    return f"{named[-1]} cannot be read as a config file ({last}): mend it"

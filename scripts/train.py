@@ -32,6 +32,7 @@ def main(argv: Sequence[str]) -> int:
     def train(values: flags.FlagValues) -> None:
         config = command_line.read_config(values, argv)
         workdir = Path(values.workdir or default_workdir(command_line.config_file(values)))
+        workdir = workdir.expanduser().absolute()
         if not training.train(config, workdir):
             print(f"{workdir} is finished: {config.train.steps} steps. For a new run of the same:")
             print(f"  {new_run_command(argv, workdir)}")
@@ -56,7 +57,7 @@ def new_run_command(argv: Sequence[str], workdir: Path) -> str:
             next(words, None)
         elif not word.lstrip("-").startswith("workdir="):
             kept.append(word)
-    return shlex.join(["python", *kept, f"--workdir={new}"])
+    return shlex.join([sys.executable, *kept, f"--workdir={new}"])
 
 
 if __name__ == "__main__":

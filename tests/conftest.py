@@ -1,6 +1,7 @@
 """Shared by all tests: eight CPU devices, a compilation cache for the session, a small model."""
 
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -26,6 +27,12 @@ hypothesis.settings.load_profile("same")
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.devices()  # Starts JAX: no test can change the number any more.
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """The process that began the session removes the compilation cache."""
+    if not hasattr(session.config, "workerinput"):
+        shutil.rmtree(os.environ.pop("GPT_JAX_TEST_CACHE"), ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)

@@ -65,6 +65,15 @@ def test_newest_and_best_are_kept(tmp_path, losses, kept):
     assert [int(path.name) for path in sorted(tmp_path.iterdir())] == kept
 
 
+def test_the_best_is_kept_by_a_resumed_run_too(tmp_path):
+    saved(tmp_path, [3.0, 1.0, math.nan])
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.find("best") == Saved(2, 1.0)
+        checkpoints.save(4, STATE, 2.0)
+        checkpoints.save(5, STATE, None)
+        assert [one.step for one in checkpoints.all()] == [2, 5]
+
+
 def test_find_by_name_and_number(tmp_path):
     saved(tmp_path / "run with space", [3.0, 2.0, 2.5])
     with Checkpoints(tmp_path / "run with space") as checkpoints:

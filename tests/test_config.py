@@ -67,6 +67,7 @@ def test_configdict_is_locked():
         ("optimizer", "weight_decay", -1.0),
         ("optimizer", "grad_clip", -1.0),
         ("train", "seed", -1),
+        ("train", "seed", 2**31),
         ("train", "steps", 0),
         ("train", "batch_size", 0),
         ("train", "microbatch_size", -1),
@@ -110,6 +111,17 @@ def test_unknown_names_get_the_nearest():
         Config.from_dict({"modle": {"n_layer": 1}})
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [({"lr": 0.1}, r"config\.lr does not exist"), ({"lr": {}}, r"config\.lr does not exist")],
+)
+def test_a_flat_config_is_refused(values, message):
+    with pytest.raises(UserError, match=message):
+        Config.from_dict(values)
+    with pytest.raises(UserError, match=r"config\.model = 3 is not a section"):
+        Config.from_dict({"model": 3})
+
+
 def test_every_field_has_a_default_a_rule_and_a_meaning():
     for section in SECTIONS.values():
         for field in dataclasses.fields(section):
@@ -119,12 +131,14 @@ def test_every_field_has_a_default_a_rule_and_a_meaning():
 
 
 def test_every_field_is_read_by_some_module():
+    """As `config.model.n_layer`, or as `c.n_layer` where c, config or options is the section."""
     read = set()
     for path in (ROOT / "gpt_jax").glob("*.py"):
         if path.name != "config.py":
             tree = ast.parse(path.read_text(encoding="utf-8"))
-            read |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-    read.add("head_dim")
+            nodes = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+            read |= {ast.unparse(node) for node in nodes}
     for section in SECTIONS.values():
         for field in dataclasses.fields(section):
-            assert field.name in read, f"{section.SECTION}.{field.name} is a dead option"
+            name = rf"(.*\.{section.SECTION}|c|config|options)\.{field.name}"
+            assert any(re.fullmatch(name, text) for text in read), f"nobody reads {name}"

@@ -7,7 +7,7 @@ import sys
 import pytest
 from conftest import ROOT
 
-# Each module may import those before it. README.md shows the same order.
+# Each module may import those before it.
 ORDER = [
     "config",
     "tokenizer",

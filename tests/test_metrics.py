@@ -58,9 +58,9 @@ def test_durations(seconds, text):
 def test_a_line_of_the_log_has_the_frozen_keys(tmp_path):
     time = Time()
     watch, _ = monitor(tmp_path, time=time)
-    for _ in range(3):
+    for step in (1, 2, 3):
         time.now += 2
-        watch.step_done()
+        watch.step_done(step)
     watch.tell(10, METRICS, None)
     watch.tell(20, METRICS, 2.25)
     first, second = read_metrics(tmp_path / "metrics.jsonl")
@@ -88,7 +88,7 @@ def test_a_resumed_log_drops_later_lines_and_a_torn_one_and_counts_on(tmp_path):
     watch, _ = monitor(tmp_path, time=time)
     for step in (10, 20, 30):
         time.now += 7
-        watch.step_done()
+        watch.step_done(step)
         watch.tell(step, METRICS, None)
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 40, "train/')
@@ -96,7 +96,7 @@ def test_a_resumed_log_drops_later_lines_and_a_torn_one_and_counts_on(tmp_path):
     resumed, _ = monitor(tmp_path, step=20, time=time)
     assert [entry["step"] for entry in read_metrics(tmp_path / "metrics.jsonl")] == [10, 20]
     time.now += 1
-    resumed.step_done()
+    resumed.step_done(30)
     resumed.tell(30, METRICS, None)
     assert read_metrics(tmp_path / "metrics.jsonl")[-1]["elapsed_s"] == pytest.approx(15)
 
@@ -107,7 +107,7 @@ def test_without_a_terminal_lines_come_with_evaluations_and_after_a_silence(tmp_
     with watch.bar():
         for step in range(10, 100, 10):
             time.now += 8
-            watch.step_done()
+            watch.step_done(step)
             watch.tell(step, METRICS, 2.25 if step == 30 else None)
     steps = [int(line.split()[1].split("/")[0]) for line in out.getvalue().splitlines()]
     assert steps == [10, 30, 70]
@@ -117,7 +117,7 @@ def test_without_a_terminal_lines_come_with_evaluations_and_after_a_silence(tmp_
 def test_on_a_terminal_there_is_a_bar_and_a_line_per_evaluation(tmp_path):
     watch, out = monitor(tmp_path, terminal=True)
     with watch.bar():
-        watch.step_done()
+        watch.step_done(50)
         watch.tell(50, METRICS, None)
         watch.tell(60, METRICS, 2.25)
     text = out.getvalue()

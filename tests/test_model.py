@@ -204,6 +204,12 @@ def test_dropout_of_a_row_depends_on_its_key_and_the_site_alone():
     assert (whole != dropout(x, KEYS, 4, 0.5)).any()
 
 
+def test_dropout_of_nearly_all_keeps_something():
+    y = dropout(jnp.ones((8, 1000)), KEYS, 0, 0.9999)
+    assert 0 < (y != 0).mean() < 0.02
+    assert jnp.isfinite(y).all()
+
+
 def test_without_keys_or_rate_nothing_is_dropped():
     x = jnp.ones((8, 10))
     assert dropout(x, None, 0, 0.9) is x

@@ -13,6 +13,9 @@ from gpt_jax.run_folder import (
     with_recorded_choices,
     write_record,
 )
+from gpt_jax.tokenizer import CharTokenizer, load_tokenizer
+
+TOKENIZER = CharTokenizer("abc")
 
 
 @pytest.fixture
@@ -24,13 +27,20 @@ def record(small):
 def test_a_record_comes_back(record, tmp_path):
     workdir = tmp_path / "new" / "run with space"
     assert read_record(workdir) is None
-    write_record(workdir, record)
+    write_record(workdir, record, TOKENIZER)
     assert read_record(workdir) == record
-    assert [path.name for path in workdir.iterdir()] == ["config.json"]
+    assert sorted(path.name for path in workdir.iterdir()) == ["config.json", "tokenizer.json"]
+    assert load_tokenizer(workdir / "tokenizer.json").to_dict() == TOKENIZER.to_dict()
+
+
+def test_checkpoints_without_a_record_are_not_taken_for_a_new_run(tmp_path):
+    (tmp_path / "checkpoints" / "300").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"holds checkpoints but no config\.json"):
+        read_record(tmp_path)
 
 
 def test_it_says_what_a_person_looks_for(record, tmp_path):
-    write_record(tmp_path, record)
+    write_record(tmp_path, record, TOKENIZER)
     content = json.loads((tmp_path / "config.json").read_text())
     assert content["format"] == 1
     assert content["corpus"] == {"requested": "tinyshakespeare", "sha256": "abc123" * 10}
@@ -48,7 +58,7 @@ def test_a_damaged_record_is_named(damage, tmp_path):
 
 
 def test_a_record_of_the_future_is_refused(record, tmp_path):
-    write_record(tmp_path, record)
+    write_record(tmp_path, record, TOKENIZER)
     path = tmp_path / "config.json"
     path.write_text(path.read_text().replace('"format": 1', '"format": 2'))
     with pytest.raises(UserError, match="format 2, this version reads 1"):
@@ -58,13 +68,22 @@ def test_a_record_of_the_future_is_refused(record, tmp_path):
 def test_a_folder_that_cannot_be_made_is_named(record, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file/run cannot be written"):
-        write_record(tmp_path / "file" / "run", record)
+        write_record(tmp_path / "file" / "run", record, TOKENIZER)
 
 
 def test_what_was_left_to_choose_stays_as_it_was_chosen(record):
     asked = record.config.with_values("model", vocab_size=0, matmul_dtype="auto")
     asked = asked.with_values("data", corpus="tinyshakespeare")
-    asked = asked.with_values("train", microbatch_size=0).with_values("mesh", cpu_devices=0)
+    asked = asked.with_values("mesh", cpu_devices=0)
+    assert with_recorded_choices(asked, record) == record.config
+
+
+@pytest.mark.parametrize("spelling", ["./my.txt", "my.txt", "sub/../my.txt"])
+def test_a_corpus_is_the_same_however_its_path_is_spelt(record, tmp_path, monkeypatch, spelling):
+    monkeypatch.chdir(tmp_path)
+    path = str(tmp_path / "my.txt")
+    record = Record(record.config.with_values("data", corpus=path), path, "ab", "cpu", 1)
+    asked = record.config.with_values("data", corpus=spelling)
     assert with_recorded_choices(asked, record) == record.config
 
 

@@ -1,7 +1,6 @@
 """The mesh, the rules, and how a batch is laid over devices."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
@@ -134,10 +133,25 @@ def test_chosen_devices_share_the_batch_evenly(small, monkeypatch):
     assert asked == [4, 6, 5, 1]
 
 
-def test_auto_dtype_is_one_of_the_two_and_bfloat16_on_accelerators():
+def test_auto_dtype_of_accelerators():
     class Accelerator:
         platform = "gpu"
 
-    assert sharding.best_matmul_dtype(Accelerator()) == "bfloat16"
-    assert sharding.best_matmul_dtype(jax.devices()[0]) in ("float32", "bfloat16")
-    assert jnp.dtype(sharding.best_matmul_dtype(jax.devices()[0])).itemsize in (2, 4)
+    device = Accelerator()
+    assert sharding.best_matmul_dtype(device) == "bfloat16"
+    for capability, dtype in (("7.5", "float32"), ("8.0", "bfloat16"), ("12.0", "bfloat16")):
+        device.compute_capability = capability
+        assert sharding.best_matmul_dtype(device) == dtype
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("flags\t: fpu avx512f avx512_bf16 clzero", True),
+        ("flags\t: amx_bf16 amx_tile", True),
+        ("flags\t: fpu avx2 avx512f avx512_vnni", False),
+        ("", False),
+    ],
+)
+def test_a_cpu_has_bfloat16_if_its_flags_say_so(flags, expected):
+    assert sharding.cpu_has_bfloat16(flags) == expected

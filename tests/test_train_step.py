@@ -41,7 +41,7 @@ def losses(config, steps, **mesh):
     found = []
     for n in range(steps):
         state, metrics = step(state, layout.place(windows(config, n)))
-        found.append(float(metrics["loss"]))
+        found.append(float(jax.block_until_ready(metrics)["loss"]))
     return found, state
 
 
@@ -185,9 +185,10 @@ def test_a_good_step_ends_the_row_but_not_the_count():
     assert (good.skipped, good.skipped_in_a_row) == (5, 0)
 
 
-def test_held_out_loss_counts_every_window_once(small):
+@pytest.mark.parametrize("devices", [1, 4])
+def test_held_out_loss_counts_every_window_once(small, devices):
     """23 windows in batches of 8: the last batch is filled up with windows that do not count."""
-    state, _, layout = setting(small)
+    state, _, layout = setting(small, cpu_devices=devices)
     devices_mesh = layout.sharding.mesh
     abstract = train_step.abstract_state(small, devices_mesh)
     eval_step = train_step.jit_eval_step(small, abstract, layout)
@@ -195,7 +196,7 @@ def test_held_out_loss_counts_every_window_once(small):
     assert len(cut) == 23
     actual = train_step.mean_loss(eval_step, state.params, cut, layout)
     each = jax.jit(train_step.window_losses, static_argnums=0)(
-        GPT(small.model), state.params, jnp.asarray(cut, jnp.int32)
+        GPT(small.model), jax.device_get(state.params), jnp.asarray(cut, jnp.int32)
     )
     assert actual == pytest.approx(float(each.mean()), rel=1e-6)
     assert actual == train_step.mean_loss(eval_step, state.params, cut, layout)

@@ -1,6 +1,7 @@
 """Whole runs: what they leave, how they resume bit for bit, what they refuse."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -115,8 +116,69 @@ def test_without_a_download_the_play_is_used_recorded_and_resumed(
     assert capsys.readouterr().err.count("no network") == 1
     record = read_record(tmp_path / "run")
     assert (record.config.data.corpus, record.requested_corpus) == ("builtin", "tinyshakespeare")
-    assert not training.train(config, tmp_path / "run")
+    (tmp_path / "run" / "samples" / "2.txt").unlink()
+    assert training.train(config, tmp_path / "run")
     assert "no network" not in capsys.readouterr().err
+
+
+def test_a_run_stopped_before_its_sample_still_gets_it(config, tmp_path, monkeypatch):
+    config = config.with_values("train", steps=2)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(training, "finish", raise_interrupt)
+        training.train(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "samples").exists()
+    assert training.train(config, tmp_path / "run")
+    assert (tmp_path / "run" / "samples" / "2.txt").exists()
+    assert (tmp_path / "run" / "loss.png").exists()
+    assert not training.train(config, tmp_path / "run")
+
+
+def raise_interrupt(*args):
+    raise KeyboardInterrupt
+
+
+def test_a_run_goes_on_with_another_number_of_devices(config, tmp_path, monkeypatch, capsys):
+    straight = tmp_path / "straight"
+    training.train(config, straight)
+    save = Checkpoints.save
+
+    def save_and_stop(self, *args):
+        save(self, *args)
+        raise_interrupt()
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Checkpoints, "save", save_and_stop)
+        training.train(config, tmp_path / "run")
+    two = config.with_values("mesh", cpu_devices=2)
+    assert training.train(two, tmp_path / "run")
+    assert "2 cpu device(s)" in capsys.readouterr().out
+    losses = [
+        [entry["train/loss"] for entry in read_metrics(workdir / "metrics.jsonl")]
+        for workdir in (straight, tmp_path / "run")
+    ]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
+
+
+def test_on_a_cpu_every_step_is_waited_for(config, tmp_path, monkeypatch):
+    """The guard against the hang of overlapping collectives: `_wait` before anything else."""
+    waited = []
+    original = training._wait
+    monkeypatch.setattr(
+        training, "_wait", lambda metrics: waited.append(metrics) or original(metrics)
+    )
+    training.train(config, tmp_path / "run")
+    assert len(waited) == 10
+
+
+def test_bits_per_byte_count_the_bytes_of_the_text(config, tmp_path, text_file):
+    """In a text of two bytes a character a nat per character is half as many bits per byte."""
+    text = text_file.read_text(encoding="utf-8")
+    text_file.write_text("".join(chr(ord(c) + 0x400) for c in text), encoding="utf-8")
+    devices = sharding.start_devices(config.mesh, config.train.batch_size)
+    for kind, expected in (("char", 0.5 / np.log(2)), ("byte", 1 / np.log(2))):
+        kind_config = config.with_values("data", tokenizer=kind)
+        run = training.prepare(kind_config, tmp_path / kind, None, devices)
+        assert run.bits_per_byte(1.0) == pytest.approx(expected)
 
 
 def test_a_vocabulary_size_that_is_not_the_tokenizers_is_refused(config, tmp_path):
@@ -165,8 +227,15 @@ def script(workdir, text_file, *extra, code=None):
     command = [sys.executable, *(["-c", code] if code else [str(ROOT / "scripts" / "train.py")])]
     command += [f"--workdir={workdir}", f"--config={ROOT / 'configs' / 'tiny.py'}"]
     command += [f"--config.{name}={value}" for name, value in flags.items()]
+    # Compiled anew each time, as a user's process would: no executable is handed from run to run.
+    environment = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"}
     return subprocess.run(
-        [*command, *extra], capture_output=True, text=True, cwd=ROOT / "scripts", timeout=300
+        [*command, *extra],
+        capture_output=True,
+        text=True,
+        cwd=ROOT / "scripts",
+        env=environment,
+        timeout=300,
     )
 
 
