@@ -11,6 +11,8 @@ if "GPT_JAX_TEST_CACHE" not in os.environ:
     os.environ["GPT_JAX_TEST_CACHE"] = tempfile.mkdtemp(prefix="gpt_jax-tests-")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["GPT_JAX_TEST_CACHE"]
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+# LLVM optimises nothing: most of the suite is compiling, and takes half the time so.
+os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
 
 import hypothesis
 import jax

@@ -227,8 +227,8 @@ def script(workdir, text_file, *extra, code=None):
     command = [sys.executable, *(["-c", code] if code else [str(ROOT / "scripts" / "train.py")])]
     command += [f"--workdir={workdir}", f"--config={ROOT / 'configs' / 'tiny.py'}"]
     command += [f"--config.{name}={value}" for name, value in flags.items()]
-    # Compiled anew each time, as a user's process would: no executable is handed from run to run.
-    environment = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"}
+    # As in a user's process: compiled anew, and with every optimisation.
+    environment = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false", "XLA_FLAGS": ""}
     return subprocess.run(
         [*command, *extra],
         capture_output=True,
