@@ -120,7 +120,7 @@ class Monitor:
         self._last_step, self._tokens_per_step = last_step, tokens_per_step
         self._console = console or Console()
         self._bar = Progress(
-            BarColumn(),
+            BarColumn(bar_width=16),  # With the text beside it narrower than 80 columns.
             TextColumn("{task.description}"),
             console=self._console,
             disable=not self._console.is_terminal,
@@ -163,18 +163,13 @@ class Monitor:
 
     def _show(self, entry: dict[str, Any]) -> None:
         """Shows an entry beside the bar; prints evaluations and, without a bar, after a silence."""
-        line = self._status(entry)
-        self._bar.update(self._task, description=line)
+        speed = f"  {entry['tokens_per_s']:,} tokens/s" if entry["tokens_per_s"] else ""
+        left = duration(self._clock.seconds_left(self._last_step - entry["step"]))
+        progress = f"step {entry['step']}/{self._last_step}  train {entry['train/loss']:.4f}"
+        self._bar.update(self._task, description=f"{progress}{speed}  {left} left")
         silent_s = entry["elapsed_s"] - self._last_line_s
         if "val/loss" in entry or (silent_s > SILENCE_SECONDS and not self._console.is_terminal):
-            self.say(line)
+            held_out = f"  val {entry['val/loss']:.4f}" if "val/loss" in entry else ""
+            elapsed = f"  {duration(entry['elapsed_s'])} elapsed, {left} left"
+            self.say(f"{progress}{held_out}{speed}{elapsed}")
             self._last_line_s = entry["elapsed_s"]
-
-    def _status(self, entry: dict[str, Any]) -> str:
-        left = duration(self._clock.seconds_left(self._last_step - entry["step"]))
-        parts = [f"step {entry['step']}/{self._last_step}", f"train {entry['train/loss']:.4f}"]
-        if "val/loss" in entry:
-            parts.append(f"val {entry['val/loss']:.4f}")
-        if entry["tokens_per_s"]:
-            parts.append(f"{entry['tokens_per_s']:,} tokens/s")
-        return "  ".join([*parts, f"{duration(entry['elapsed_s'])} elapsed, {left} left"])

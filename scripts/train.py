@@ -1,7 +1,9 @@
 """Trains a GPT, or goes on with a run that was stopped.
 
-python scripts/train.py --config=configs/tiny.py
-python scripts/train.py --config=configs/tiny.py --config.data.corpus=my.txt --workdir=runs/mine
+    python scripts/train.py --config=configs/tiny.py
+    python scripts/train.py --config=configs/tiny.py --config.data.corpus=my.txt --workdir=runs/mine
+
+The same command, given again, goes on from the newest checkpoint in the run's folder.
 """
 
 import shlex

@@ -22,7 +22,7 @@ class Time:
 
 
 def monitor(workdir, step=0, time=None, terminal=False):
-    console = Console(file=io.StringIO(), force_terminal=terminal, width=200)
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=80)
     return Monitor(workdir, step, 100, 4096, console, time or Time()), console.file
 
 
@@ -115,16 +115,20 @@ def test_without_a_terminal_lines_come_with_evaluations_and_after_a_silence(tmp_
 
 
 def test_on_a_terminal_there_is_a_bar_and_a_line_per_evaluation(tmp_path):
-    watch, out = monitor(tmp_path, terminal=True)
+    """Of 80 columns; nothing of the bar is cut off."""
+    time = Time()
+    watch, out = monitor(tmp_path, time=time, terminal=True)
     with watch.bar():
-        watch.step_done(50)
-        watch.tell(50, METRICS, None)
-        watch.tell(60, METRICS, 2.25)
+        for step in (50, 60):
+            time.now += 0.05
+            watch.step_done(step)
+            watch.tell(step, METRICS, 2.25 if step == 60 else None)
     text = out.getvalue()
     assert "━" in text
-    assert "step 60/100" in text
+    assert "…" not in text
+    assert "step 60/100  train 2.5000  81,920 tokens/s  0:02 left" in text
+    assert "step 60/100  train 2.5000  val 2.2500  81,920 tokens/s" in text
     assert text.count("\n") < 4  # The entry without an evaluation moved the bar and left no line.
-    assert "val 2.2500" in text
 
 
 def test_text_is_printed_as_it_is(tmp_path):
