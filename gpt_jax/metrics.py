@@ -145,7 +145,12 @@ class Monitor:
         self._console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
     def tell(self, step: int, metrics: Mapping[str, Any], val_loss: float | None) -> None:
-        """Writes a line of the log and shows it."""
+        """Writes a line of the log and shows it.
+
+        Args:
+          metrics: of the train step, see `train_step.make_train_step`.
+          val_loss: in nats per token; None where the run did not evaluate.
+        """
         speed = self._clock.lap_steps_per_s()
         entry = {
             "step": step,

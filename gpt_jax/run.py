@@ -84,7 +84,9 @@ def prepare(config: Config, workdir: Path, record: Record | None, devices: list[
     """Lays out the devices, reads the text, makes all choices and, for a new run, records them.
 
     Args:
+      workdir: the run's folder, absolute.
       record: what the run in `workdir` was started with; None for a new run.
+      devices: of which the mesh is made, see `sharding.start_devices`.
 
     Raises:
       UserError: for a corpus, layout or folder that cannot serve.
@@ -103,15 +105,15 @@ def prepare(config: Config, workdir: Path, record: Record | None, devices: list[
         write_record(workdir, new, tokenizer)
     abstract = abstract_state(resolved, mesh)
     return Run(
-        resolved,
-        workdir,
-        tokenizer,
-        train_tokens,
-        val_tokens,
-        layout,
-        abstract,
-        jit_train_step(resolved, abstract, layout),
-        jit_eval_step(resolved, abstract, layout),
+        config=resolved,
+        workdir=workdir,
+        tokenizer=tokenizer,
+        train_tokens=train_tokens,
+        val_tokens=val_tokens,
+        layout=layout,
+        abstract=abstract,
+        train_step=jit_train_step(resolved, abstract, layout),
+        eval_step=jit_eval_step(resolved, abstract, layout),
     )
 
 

@@ -61,24 +61,12 @@ def read_record(workdir: Path) -> Record | None:
     """The record of the run in `workdir`, or None where no run was started.
 
     Raises:
-      UserError: for a record that cannot be read or is of another format.
+      UserError: for a record that cannot be read, is of another format, or is missing beside
+        checkpoints.
     """
     path = workdir / "config.json"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content["format"] != FORMAT:
-            raise UserError(
-                f"{path} is of format {content['format']!r}, this version reads {FORMAT}: use the "
-                "version of gpt_jax that wrote it, or another --workdir"
-            )
-        corpus, devices = content["corpus"], content["devices"]
-        return Record(
-            config=Config.from_dict(content["config"]),
-            requested_corpus=corpus["requested"],
-            corpus_sha256=corpus["sha256"],
-            platform=devices["platform"],
-            devices=devices["count"],
-        )
+        return _parse_record(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         if any((workdir / "checkpoints").glob("[0-9]*")):
             raise UserError(
@@ -86,12 +74,23 @@ def read_record(workdir: Path) -> Record | None:
                 "restore it, or use another --workdir"
             ) from None
         return None
-    except UserError:
-        raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = error if isinstance(error, UserError) else repr(error)
         raise UserError(
-            f"{path} cannot be read ({error!r}): restore it, or use another --workdir"
+            f"{path} cannot be read ({reason}): restore it, or use another --workdir"
         ) from error
+
+
+def _parse_record(content: Any) -> Record:
+    if content["format"] != FORMAT:
+        raise UserError(f"it is of format {content['format']!r}, this version reads {FORMAT}")
+    return Record(
+        config=Config.from_dict(content["config"]),
+        requested_corpus=content["corpus"]["requested"],
+        corpus_sha256=content["corpus"]["sha256"],
+        platform=content["devices"]["platform"],
+        devices=content["devices"]["count"],
+    )
 
 
 def write_record(workdir: Path, record: Record, tokenizer: Tokenizer) -> None:

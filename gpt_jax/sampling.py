@@ -79,7 +79,7 @@ def generate(
     return new
 
 
-def prompt_ids(tokenizer: Tokenizer, prompt: str) -> np.ndarray:
+def encode_prompt(tokenizer: Tokenizer, prompt: str) -> np.ndarray:
     """The ids of a prompt, at least one: an empty one is a line break, or id 0 where none is known.
 
     Raises:

@@ -53,14 +53,17 @@ def _largest_divisor(number: int, most: int) -> int:
 def start_devices(config: MeshConfig, batch_size: int) -> list[jax.Device]:
     """The devices a run uses; on a CPU, each of `cpu_devices` cores is one.
 
-    Left to choose, as many as this process has cores that share the batch evenly. Where JAX is
-    already running (a notebook, a test), the devices at hand are taken, up to `cpu_devices`.
+    Left to choose, as many as this process has cores and as share the batch evenly. Where JAX is
+    already running (a notebook, a test), the devices at hand are taken in place of the cores.
+
+    Raises:
+      UserError: when `cpu_devices` are more than JAX already runs with.
     """
     count = config.cpu_devices or _largest_divisor(batch_size, usable_cores())
     try:
         jax.config.update("jax_num_cpu_devices", count)
     except RuntimeError:
-        count = config.cpu_devices or len(jax.devices())
+        count = config.cpu_devices or _largest_divisor(batch_size, len(jax.devices()))
     devices = jax.devices()
     if devices[0].platform != "cpu":
         return devices

@@ -93,6 +93,11 @@ def mean_loss_and_grads(
     """Mean loss of a batch and its gradient, one microbatch after another.
 
     Sums are float32 and divided once. On a CPU this is cache blocking, on a GPU it saves memory.
+
+    Args:
+      batch_AMW: ids, int32; keys_AM: a typed key per window, see `row_keys`.
+
+    Returns: the loss, a scalar in nats per token, and a tree like `params`.
     """
 
     def loss_fn(params: Any, windows_MW: jax.Array, keys_M: jax.Array) -> jax.Array:
@@ -127,7 +132,10 @@ def apply_if_finite(
 def make_train_step(
     config: Config,
 ) -> Callable[[TrainState, jax.Array], tuple[TrainState, Metrics]]:
-    """The pure function `train_step(state, batch_AMW) -> (state, metrics)`."""
+    """The pure function `train_step(state, batch_AMW) -> (state, metrics)`.
+
+    Metrics are scalars: `loss` in nats per token, `grad_norm` before clipping, `lr` of this update.
+    """
     model, optimizer, schedule = GPT(config.model), make_optimizer(config), make_schedule(config)
 
     def train_step(state: TrainState, batch_AMW: jax.Array) -> tuple[TrainState, Metrics]:
@@ -138,6 +146,7 @@ def make_train_step(
         metrics = {
             "loss": loss,
             "grad_norm": optax.tree.norm(grads),
+            # The optimizer counts its own updates, and a skipped step is none.
             "lr": jnp.asarray(schedule(state.step - state.skipped)),
         }
         ok = jnp.isfinite(loss) & jnp.isfinite(metrics["grad_norm"])
@@ -147,7 +156,10 @@ def make_train_step(
 
 
 def make_eval_step(config: Config) -> Callable[[Any, jax.Array], jax.Array]:
-    """The pure function `eval_step(params, batch_AMW) -> losses_AM`, without dropout."""
+    """The pure function `eval_step(params, batch_AMW) -> losses_AM`, without dropout.
+
+    A loss is the mean of a window in nats per token.
+    """
     model = GPT(config.model)
 
     def eval_step(params: Any, batch_AMW: jax.Array) -> jax.Array:

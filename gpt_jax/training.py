@@ -137,10 +137,10 @@ def _sample(run: Run, state: TrainState) -> str:
     """The prompt and its continuation; where the vocabulary lacks the prompt, from a line break."""
     options = run.config.sample
     try:
-        prompt = sampling.prompt_ids(run.tokenizer, options.prompt)
+        prompt = sampling.encode_prompt(run.tokenizer, options.prompt)
     except UserError as error:
         print(f"note: the sample starts without sample.prompt ({error})", file=sys.stderr)
-        prompt = sampling.prompt_ids(run.tokenizer, "")
+        prompt = sampling.encode_prompt(run.tokenizer, "")
     key = jax.random.key(run.config.train.seed)
     params = jax.device_put(state.params, run.device)
     ids = sampling.generate(run.config.model, params, prompt, key, options)

@@ -49,7 +49,16 @@ def test_it_says_what_a_person_looks_for(record, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "damage", ["", "{", "[]", "{}", '{"format": 1}', '{"format": 1, "corpus": 3, "devices": {}}']
+    "damage",
+    [
+        "",
+        "{",
+        "[]",
+        "{}",
+        '{"format": 1}',
+        '{"format": 1, "corpus": 3, "devices": {}}',
+        '{"format": 1, "config": {"model": {"n_layer": -1}}}',
+    ],
 )
 def test_a_damaged_record_is_named(damage, tmp_path):
     (tmp_path / "config.json").write_text(damage)

@@ -8,7 +8,7 @@ from flax import linen as nn
 
 from gpt_jax.config import SampleConfig, UserError
 from gpt_jax.model import GPT
-from gpt_jax.sampling import generate, prompt_ids, sample_token
+from gpt_jax.sampling import encode_prompt, generate, sample_token
 from gpt_jax.tokenizer import CharTokenizer
 
 LOGITS = jnp.log(jnp.array([0.1, 0.4, 0.05, 0.3, 0.15]))
@@ -94,8 +94,8 @@ def test_a_seed_gives_its_text_and_another_seed_another(model):
 
 
 def test_an_empty_prompt_is_a_line_break_or_the_first_token():
-    assert prompt_ids(CharTokenizer("a\nb"), "").tolist() == [0]
-    assert prompt_ids(CharTokenizer("ab"), "").tolist() == [0]
-    assert prompt_ids(CharTokenizer("ab\n"), "ba").tolist() == [2, 1]
+    assert encode_prompt(CharTokenizer("a\nb"), "").tolist() == [0]
+    assert encode_prompt(CharTokenizer("ab"), "").tolist() == [0]
+    assert encode_prompt(CharTokenizer("ab\n"), "ba").tolist() == [2, 1]
     with pytest.raises(UserError, match="'z'"):
-        prompt_ids(CharTokenizer("ab"), "az")
+        encode_prompt(CharTokenizer("ab"), "az")

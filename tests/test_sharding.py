@@ -133,6 +133,12 @@ def test_chosen_devices_share_the_batch_evenly(small, monkeypatch):
     assert asked == [4, 6, 5, 1]
 
 
+def test_where_jax_runs_the_devices_at_hand_share_the_batch_evenly(small):
+    mesh = small.with_values("mesh", cpu_devices=0).mesh
+    counts = [len(sharding.start_devices(mesh, batch_size)) for batch_size in (32, 6, 7, 11)]
+    assert counts == [8, 6, 7, 1]
+
+
 def test_auto_dtype_of_accelerators():
     class Accelerator:
         platform = "gpu"
