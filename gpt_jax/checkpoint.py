@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import jax
 from orbax.checkpoint import v1 as ocp
 
 from gpt_jax.config import UserError
@@ -29,8 +30,13 @@ class Saved:
 class Checkpoints:
     """The checkpoints of a run. Use as a context manager; not for several threads."""
 
-    def __init__(self, folder: Path) -> None:
-        """`folder`: where the checkpoints lie or will lie; made if it does not exist."""
+    def __init__(self, folder: Path, checkpointer: ocp.training.Checkpointer) -> None:
+        """See `for_training` and `for_reading`."""
+        self._folder, self._checkpointer = folder, checkpointer
+
+    @classmethod
+    def for_training(cls, folder: Path) -> Self:
+        """Of the one process that saves; makes `folder`, and clears what a killed save left."""
         newest_and_best = _policies.AnyPreservationPolicy(
             [
                 _policies.LatestN(1),
@@ -38,10 +44,23 @@ class Checkpoints:
                 _policies.BestN(get_metric_fn=_sortable_loss, reverse=True, n=1),
             ]
         )
-        self._folder = folder.absolute()  # Orbax refuses relative paths, but only when it saves.
-        self._checkpointer = ocp.training.Checkpointer(
-            self._folder, preservation_policy=newest_and_best, cleanup_tmp_directories=True
+        folder = folder.absolute()  # Orbax refuses relative paths, but only when it saves.
+        checkpointer = ocp.training.Checkpointer(
+            folder, preservation_policy=newest_and_best, cleanup_tmp_directories=True
         )
+        return cls(folder, checkpointer)
+
+    @classmethod
+    def for_reading(cls, folder: Path) -> Self:
+        """Of any other process, while the run goes on or not; changes nothing in `folder`.
+
+        Raises:
+          UserError: when there is no checkpoint.
+        """
+        folder = folder.absolute()
+        if not has_checkpoint(folder):
+            raise _no_checkpoint(folder)
+        return cls(folder, ocp.training.Checkpointer(folder))
 
     def __enter__(self) -> Self:
         return self
@@ -78,7 +97,7 @@ class Checkpoints:
         """
         saved = self.all()
         if not saved:
-            raise UserError(f"{self._folder} holds no checkpoint: train first (scripts/train.py)")
+            raise _no_checkpoint(self._folder)
         if which == "latest":
             return saved[-1]
         if which == "best":
@@ -103,10 +122,57 @@ class Checkpoints:
         try:
             return self._checkpointer.load_checkpointables(step, {"state": abstract})["state"]
         except Exception as error:  # Orbax wraps every failure; what helps is its first cause.
+            raise self._cannot_be_restored(step, error) from error
+
+    def restore_params(self, step: int, abstract: Any) -> Any:
+        """The parameters alone of the state saved at `step`, laid out as `abstract` says.
+
+        Raises:
+          UserError: when the checkpoint is damaged, or has not exactly the parameters of
+            `abstract`. (Orbax itself would leave out what is not asked for.)
+        """
+        try:
+            metadata = self._checkpointer.checkpointables_metadata(step).metadata
+            saved = _shapes(metadata["state"]["params"])
+        except Exception as error:
+            raise self._cannot_be_restored(step, error) from error
+        self._check_shapes(step, saved, _shapes(abstract))
+        context = ocp.Context()
+        context.pytree.loading.partial_load = True
+        with context:
+            return self.restore(step, {"params": abstract})["params"]
+
+    def _check_shapes(self, step: int, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
+        differences = [
+            f"{name} is {saved.get(name, 'missing')} there and {wanted.get(name, 'missing')} here"
+            for name in sorted(saved.keys() | wanted.keys())
+            if saved.get(name) != wanted.get(name)
+        ]
+        if differences:
             raise UserError(
-                f"{self._folder / str(step)} cannot be restored ({_first_cause(error)}): "
-                "remove it to go on from an older one, or use another --workdir"
-            ) from error
+                f"{self._folder / str(step)} does not fit the config.json beside it "
+                f"({'; '.join(differences[:3])}): restore the config.json the run began with"
+            )
+
+    def _cannot_be_restored(self, step: int, error: Exception) -> UserError:
+        return UserError(
+            f"{self._folder / str(step)} cannot be restored ({_first_cause(error)}): "
+            "remove it to go on from an older one, or use another --workdir"
+        )
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether anything in `folder` has the name of a checkpoint."""
+    return any(folder.glob("[0-9]*"))
+
+
+def _no_checkpoint(folder: Path) -> UserError:
+    return UserError(f"{folder} holds no checkpoint: train first (scripts/train.py)")
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    leaves, _ = jax.tree.flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): x.shape for path, x in leaves}
 
 
 def _sortable_loss(metrics: Any) -> float:

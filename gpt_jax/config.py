@@ -50,8 +50,8 @@ def setting(default: Any, rule: Rule, meaning: str) -> Any:
     return dataclasses.field(default=default, metadata={"rule": rule, "meaning": meaning})
 
 
-def _checked(name: str, value: Any, expected: type[Any], rule: Rule) -> Any:
-    """`value` as `expected` (an int serves as a float), or a UserError that names the field."""
+def checked(name: str, value: Any, expected: type[Any], rule: Rule) -> Any:
+    """`value` as `expected` (an int serves as a float), or a UserError with `name` and the rule."""
     if expected is float and type(value) is int:
         value = float(value)
     if type(value) is not expected:
@@ -74,7 +74,7 @@ class _Section:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             name, value = f"{self.SECTION}.{field.name}", getattr(self, field.name)
-            value = _checked(name, value, type(field.default), field.metadata["rule"])
+            value = checked(name, value, type(field.default), field.metadata["rule"])
             object.__setattr__(self, field.name, value)
 
 

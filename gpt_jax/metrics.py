@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -95,6 +97,18 @@ def duration(seconds: float | None) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+class RunConsole(Console):
+    """Where standard output is closed early (`train.py | head`), the run goes on in silence."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(
+            "note: standard output is closed; the run goes on, and metrics.jsonl tells how",
+            file=sys.stderr,
+        )
+
+
 class Monitor:
     """Writes a run's log and shows its progress: a bar on a terminal, plain lines elsewhere."""
 
@@ -106,10 +120,14 @@ class Monitor:
         tokens_per_step: int,
         console: Console | None = None,
         now: Callable[[], float] = time.perf_counter,
+        listener: Callable[[Mapping[str, Any]], None] = lambda entry: None,
     ) -> None:
         """Goes on with the log in `workdir` after `step` of `last_step` steps.
 
         Lines of later steps are dropped: they came after the last checkpoint, and will come again.
+
+        Args:
+          listener: is called with every entry of the log, too.
         """
         self._path = workdir / "metrics.jsonl"
         kept = [entry for entry in read_metrics(self._path) if entry["step"] <= step]
@@ -118,7 +136,7 @@ class Monitor:
         temporary.replace(self._path)
         self._clock = Clock(kept[-1]["elapsed_s"] if kept else 0.0, now)
         self._last_step, self._tokens_per_step = last_step, tokens_per_step
-        self._console = console or Console()
+        self._console = console or RunConsole()
         self._bar = Progress(
             BarColumn(bar_width=16),  # With the text beside it narrower than 80 columns.
             TextColumn("{task.description}"),
@@ -127,6 +145,7 @@ class Monitor:
         )
         self._task = self._bar.add_task("compiling", total=last_step, completed=step)
         self._last_line_s = -math.inf
+        self._listener = listener
         self.pause = self._clock.pause
 
     def step_done(self, step: int) -> None:
@@ -164,6 +183,7 @@ class Monitor:
             entry["val/loss"] = val_loss
         with self._path.open("a", encoding="utf-8") as file:
             file.write(_line(entry))
+        self._listener(entry)
         self._show(entry)
 
     def _show(self, entry: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from gpt_jax import corpus, data, sharding
+from gpt_jax import corpus, data, play, sharding
 from gpt_jax.config import Config, UserError
 from gpt_jax.run_folder import Record, check_same_corpus, write_record
 from gpt_jax.tokenizer import Tokenizer, load_tokenizer, make_tokenizer
@@ -78,6 +78,15 @@ class Run:
         """A held-out loss in nats per token as bits per byte of the held-out text in UTF-8."""
         n_bytes = self.tokenizer.count_bytes(self.val_tokens)
         return float(loss / np.log(2) * len(self.val_tokens) / n_bytes)
+
+    def source_loss(self) -> float | None:
+        """What the play's own grammar pays for its held-out text, in nats per character.
+
+        None for another corpus.
+        """
+        if self.config.data.corpus != "builtin":
+            return None
+        return play.source_loss(len(self.train_tokens))
 
 
 def prepare(config: Config, workdir: Path, record: Record | None, devices: list[jax.Device]) -> Run:

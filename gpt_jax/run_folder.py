@@ -81,6 +81,36 @@ def read_record(workdir: Path) -> Record | None:
         ) from error
 
 
+def newest_run(runs: Path) -> Path:
+    """The folder in `runs` whose newest checkpoint was saved last.
+
+    Raises:
+      UserError: when there is none.
+    """
+    saved = list(runs.glob("*/checkpoints/[0-9]*"))
+    if not saved:
+        raise UserError(
+            f"there is no run with a checkpoint in {runs.absolute()}: train one "
+            "(scripts/train.py), or name its folder with --workdir"
+        )
+    return max(saved, key=lambda path: path.stat().st_mtime).parent.parent
+
+
+def existing_record(workdir: Path) -> Record:
+    """The record of a run that must be there.
+
+    Raises:
+      UserError: as `read_record`, and where no run was started.
+    """
+    record = read_record(workdir)
+    if record is None:
+        raise UserError(
+            f"{workdir} holds no run (there is no config.json): name the folder of one, such as "
+            "runs/tiny"
+        )
+    return record
+
+
 def _parse_record(content: Any) -> Record:
     if content["format"] != FORMAT:
         raise UserError(f"it is of format {content['format']!r}, this version reads {FORMAT}")

@@ -4,13 +4,17 @@ An id array is one-dimensional, of `token_dtype(vocab_size)`. Encoding then deco
 back exactly. A tokenizer belongs to its run: it is stored there and never guessed from a corpus.
 """
 
+import codecs
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from gpt_jax.config import UserError
+
+Ids = np.ndarray | list[int]
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -28,8 +32,14 @@ class Tokenizer(Protocol):
     def encode(self, text: str) -> np.ndarray:
         """The ids of `text`, shape (tokens,). Raises UserError for text that has none."""
 
-    def decode(self, ids: np.ndarray | list[int]) -> str:
+    def decode(self, ids: Ids) -> str:
         """The text of `ids`."""
+
+    def decoder(self) -> Callable[[Ids, bool], str]:
+        """A function for ids that arrive in pieces: (ids, final) -> the characters now complete.
+
+        What it returns, joined, is the text of all ids; with `final` nothing is held back.
+        """
 
     def count_bytes(self, ids: np.ndarray) -> int:
         """The length of the text of `ids` in bytes of UTF-8."""
@@ -66,8 +76,11 @@ class CharTokenizer:
             "train on a text that has it"
         )
 
-    def decode(self, ids: np.ndarray | list[int]) -> str:
+    def decode(self, ids: Ids) -> str:
         return "".join(self.characters[i] for i in ids)
+
+    def decoder(self) -> Callable[[Ids, bool], str]:
+        return lambda ids, final: self.decode(ids)
 
     def count_bytes(self, ids: np.ndarray) -> int:
         return len(self.decode(ids).encode("utf-8"))
@@ -90,9 +103,13 @@ class ByteTokenizer:
                 "no character by itself: leave it out"
             ) from None
 
-    def decode(self, ids: np.ndarray | list[int]) -> str:
+    def decode(self, ids: Ids) -> str:
         """Bytes that are not UTF-8 (a sample may stop inside a character) become U+FFFD."""
         return bytes(np.asarray(ids, np.uint8)).decode("utf-8", errors="replace")
+
+    def decoder(self) -> Callable[[Ids, bool], str]:
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        return lambda ids, final: decoder.decode(bytes(np.asarray(ids, np.uint8)), final)
 
     def count_bytes(self, ids: np.ndarray) -> int:
         return len(ids)

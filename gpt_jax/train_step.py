@@ -71,13 +71,19 @@ def init_state(config: Config, abstract: TrainState) -> TrainState:
     return make()
 
 
+def token_losses(
+    model: GPT, params: Any, windows_BW: jax.Array, keys_B: jax.Array | None = None
+) -> jax.Array:
+    """Cross-entropy of every target in nats, shape (B, T); keys turn dropout on."""
+    logits_BTV = model.apply({"params": params}, windows_BW[:, :-1], keys_B)
+    return optax.softmax_cross_entropy_with_integer_labels(logits_BTV, windows_BW[:, 1:])
+
+
 def window_losses(
     model: GPT, params: Any, windows_BW: jax.Array, keys_B: jax.Array | None = None
 ) -> jax.Array:
     """Mean cross-entropy of each window in nats per token, shape (B,); keys turn dropout on."""
-    logits_BTV = model.apply({"params": params}, windows_BW[:, :-1], keys_B)
-    losses_BT = optax.softmax_cross_entropy_with_integer_labels(logits_BTV, windows_BW[:, 1:])
-    return losses_BT.mean(-1)
+    return token_losses(model, params, windows_BW, keys_B).mean(-1)
 
 
 def row_keys(key: jax.Array, step: jax.Array, a: int, m: int) -> jax.Array:

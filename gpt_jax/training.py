@@ -6,28 +6,34 @@ checkpoint and drops the lines that came after it.
 """
 
 import math
-import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import jax
 
 from gpt_jax import report, sampling, sharding
 from gpt_jax.checkpoint import Checkpoints
-from gpt_jax.config import Config, UserError
+from gpt_jax.config import Config
 from gpt_jax.metrics import Monitor, read_metrics
 from gpt_jax.run import Run, prepare
 from gpt_jax.run_folder import check_same_run, read_record, with_recorded_choices
+from gpt_jax.tensorboard import Listener, check_installed, event_files
 from gpt_jax.train_step import Metrics, TrainState, init_state
 
 
-def train(config: Config, workdir: Path) -> bool:
+def train(config: Config, workdir: Path, tensorboard: bool = False) -> bool:
     """Trains to the last step, from the newest checkpoint in `workdir` if there is one.
+
+    Args:
+      tensorboard: writes TensorBoard's event files, too.
 
     Returns: False when the run was finished before, and nothing was done.
 
     Raises:
       UserError: for whatever the user can mend; see the modules this one calls.
     """
+    if tensorboard:
+        check_installed()
     workdir = workdir.absolute()
     record = read_record(workdir)
     if record is not None:
@@ -37,12 +43,16 @@ def train(config: Config, workdir: Path) -> bool:
             return False
     devices = sharding.start_devices(config.mesh, config.train.batch_size)
     run = prepare(config, workdir, record, devices)
-    with Checkpoints(workdir / "checkpoints") as checkpoints:
+    with Checkpoints.for_training(workdir / "checkpoints") as checkpoints:
         state = _first_state(run, checkpoints)
-        monitor = Monitor(workdir, int(state.step), config.train.steps, run.tokens_per_step)
-        _introduce(run, state, monitor)
-        state = run_steps(run, state, checkpoints, monitor)
-        finish(run, state, monitor)
+        step = int(state.step)
+        with _listener(workdir, step, tensorboard) as listener:
+            monitor = Monitor(
+                workdir, step, config.train.steps, run.tokens_per_step, listener=listener
+            )
+            _introduce(run, state, monitor)
+            state = run_steps(run, state, checkpoints, monitor)
+            finish(run, state, monitor)
     return True
 
 
@@ -56,6 +66,10 @@ def _first_state(run: Run, checkpoints: Checkpoints) -> TrainState:
     if checkpoints.latest_step:
         return checkpoints.restore(checkpoints.latest_step, run.abstract)
     return jax.block_until_ready(init_state(run.config, run.abstract))
+
+
+def _listener(workdir: Path, step: int, tensorboard: bool) -> AbstractContextManager[Listener]:
+    return event_files(workdir, step) if tensorboard else nullcontext(lambda entry: None)
 
 
 def _introduce(run: Run, state: TrainState, monitor: Monitor) -> None:
@@ -118,7 +132,8 @@ def _wait(metrics: Metrics) -> None:
 def finish(run: Run, state: TrainState, monitor: Monitor) -> None:
     """What a finished run leaves: its final loss, its curve and a sample of text."""
     entries = read_metrics(run.workdir / "metrics.jsonl")
-    report.draw_loss_curve(entries, run.config.model.vocab_size, run.workdir / "loss.png")
+    picture = run.workdir / "loss.png"
+    report.draw_loss_curve(entries, run.config.model.vocab_size, picture, run.source_loss())
     loss = entries[-1]["val/loss"]
     loss = math.nan if loss is None else loss  # JSON has no NaN.
     monitor.say(
@@ -127,6 +142,8 @@ def finish(run: Run, state: TrainState, monitor: Monitor) -> None:
         "tutorial, nothing else)"
     )
     text = _sample(run, state)
+    if not text.startswith(run.config.sample.prompt):
+        monitor.say("(without sample.prompt: the vocabulary lacks a character of it)")
     path = _sample_path(run.workdir, int(state.step))
     path.parent.mkdir(exist_ok=True)
     path.write_text(text + "\n", encoding="utf-8")
@@ -134,14 +151,10 @@ def finish(run: Run, state: TrainState, monitor: Monitor) -> None:
 
 
 def _sample(run: Run, state: TrainState) -> str:
-    """The prompt and its continuation; where the vocabulary lacks the prompt, from a line break."""
-    options = run.config.sample
-    try:
-        prompt = sampling.encode_prompt(run.tokenizer, options.prompt)
-    except UserError as error:
-        print(f"note: the sample starts without sample.prompt ({error})", file=sys.stderr)
-        prompt = sampling.encode_prompt(run.tokenizer, "")
-    key = jax.random.key(run.config.train.seed)
+    """The prompt and its continuation; where the vocabulary lacks the prompt, without it."""
+    c = run.config
+    prompt = sampling.known_prompt(run.tokenizer, c.sample.prompt)
+    ids = sampling.encode_prompt(run.tokenizer, prompt)
     params = jax.device_put(state.params, run.device)
-    ids = sampling.generate(run.config.model, params, prompt, key, options)
-    return run.tokenizer.decode([*prompt, *ids])
+    [new] = sampling.generate(c.model, params, ids, c.sample, seed=c.train.seed)
+    return prompt + run.tokenizer.decode(new)

@@ -1,5 +1,7 @@
 """What every script's `main` shares: its flags, and one sentence instead of a traceback."""
 
+import io
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -16,40 +18,55 @@ TINY = Path(__file__).parent.parent / "configs" / "tiny.py"
 
 
 def run(
-    main: Callable[[flags.FlagValues], None],
+    main: Callable[[flags.FlagValues, list[str]], None],
     define_flags: Callable[[flags.FlagValues, list[str]], None],
     argv: Sequence[str],
     usage: str,
+    takes_words: bool = False,
 ) -> int:
-    """Reads the flags and calls `main` with them.
+    """Reads the flags and calls `main` with them and with the words that are no flags.
 
     Args:
       define_flags: adds the script's flags to the values it is given, for the command line `argv`.
       argv: the command line, the script's name first.
       usage: what --help prints above the flags.
+      takes_words: whether such words are allowed.
 
     Returns: the exit status: 0, 2 for what the user can mend (said in one sentence on stderr), or
       130 after Ctrl-C.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # A terminal that has no Chinese shows "?".
     try:
-        values = _parse(define_flags, list(argv))
+        values, words = _parse(define_flags, list(argv))
+        if words and not takes_words:
+            raise UserError(f"{words[0]!r} is not a flag: see --help")
         if values.help:
             print(f"{usage}\n{values.get_help()}")
         else:
-            main(values)
+            main(values, words)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(
+            "error: standard output was closed before all was written: let its reader read to the "
+            "end, or write to a file",
+            file=sys.stderr,
+        )
+        return BAD_INPUT
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
-        print("\ninterrupted: the same command goes on from the last checkpoint", file=sys.stderr)
+        print("\ninterrupted", file=sys.stderr)
         return INTERRUPTED
     return 0
 
 
 def _parse(
     define_flags: Callable[[flags.FlagValues, list[str]], None], argv: list[str]
-) -> flags.FlagValues:
-    """The flags of the command line.
+) -> tuple[flags.FlagValues, list[str]]:
+    """The flags of the command line, and the words that are none.
 
     Raises:
       UserError: for an unknown flag or config field, a value of the wrong type, or a config file
@@ -65,9 +82,7 @@ def _parse(
         rest = values(argv)[1:]
     except Exception as error:  # The config file is the user's Python: anything can go wrong in it.
         raise UserError(_sentence(error, argv)) from error
-    if rest:
-        raise UserError(f"{rest[0]!r} is not a flag: see --help")
-    return values
+    return values, rest
 
 
 def define_config(values: flags.FlagValues, argv: list[str]) -> None:

@@ -2,6 +2,7 @@
 
     python scripts/train.py --config=configs/tiny.py
     python scripts/train.py --config=configs/tiny.py --config.data.corpus=my.txt --workdir=runs/mine
+    python scripts/train.py --help_config
 
 The same command, given again, goes on from the newest checkpoint in the run's folder.
 """
@@ -13,12 +14,15 @@ from pathlib import Path
 
 import command_line
 from absl import flags
+from rich.console import Console
+from rich.table import Table
 
-from gpt_jax import training
+from gpt_jax import config_table
+from gpt_jax.config import SECTIONS, Config
 
 
 def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
-    """--config and its overrides, --workdir."""
+    """--config and its overrides, --workdir, --tensorboard, --help_config."""
     command_line.define_config(values, argv)
     flags.DEFINE_string(
         "workdir",
@@ -26,20 +30,48 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
         "Folder of the run; runs/<name of the config> unless given.",
         flag_values=values,
     )
+    flags.DEFINE_boolean(
+        "tensorboard", False, "Write event files for TensorBoard, too.", flag_values=values
+    )
+    flags.DEFINE_boolean(
+        "help_config", False, "Show every setting, its default and range.", flag_values=values
+    )
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the script with a command line, the script's name first. Returns the exit status."""
 
-    def train(values: flags.FlagValues) -> None:
+    def show_or_train(values: flags.FlagValues, words: list[str]) -> None:
+        if values.help_config:
+            show_settings(Console(markup=False, highlight=False))
+            return
         config = command_line.read_config(values, argv)
         workdir = Path(values.workdir or default_workdir(command_line.config_file(values)))
-        workdir = workdir.expanduser().absolute()
-        if not training.train(config, workdir):
+        train(config, workdir.expanduser().absolute(), values.tensorboard, argv)
+
+    return command_line.run(show_or_train, define_flags, argv, __doc__ or "")
+
+
+def train(config: Config, workdir: Path, tensorboard: bool, argv: Sequence[str]) -> None:
+    """Trains, and says how to go on where the run was stopped or was finished before."""
+    from gpt_jax import training  # Not before --help and bad input were answered: it loads JAX.
+
+    try:
+        if not training.train(config, workdir, tensorboard):
             print(f"{workdir} is finished: {config.train.steps} steps. For a new run of the same:")
             print(f"  {new_run_command(argv, workdir)}")
+    except KeyboardInterrupt:
+        print("\nthe same command goes on from the last checkpoint", file=sys.stderr)
+        raise
 
-    return command_line.run(train, define_flags, argv, __doc__ or "")
+
+def show_settings(console: Console) -> None:
+    """Prints every setting; one is changed by --config.<field>=<value>."""
+    for section in SECTIONS:
+        table = Table(*config_table.HEADINGS, box=None)
+        for row in config_table.section_rows(section):
+            table.add_row(*row)
+        console.print(table, "")
 
 
 def default_workdir(config_file: str) -> Path:

@@ -27,10 +27,10 @@ def bits(state):
 def test_every_bit_comes_back_also_on_another_mesh(small, tmp_path, mesh):
     abstract = abstract_on(small)
     state = train_step.init_state(small, abstract)
-    with Checkpoints(tmp_path) as checkpoints:
+    with Checkpoints.for_training(tmp_path) as checkpoints:
         checkpoints.save(3, state, 1.5)
     target = abstract_on(small, **mesh)
-    with Checkpoints(tmp_path) as checkpoints:
+    with Checkpoints.for_training(tmp_path) as checkpoints:
         restored = checkpoints.restore(3, target)
     jax.tree.map(np.testing.assert_array_equal, bits(restored), bits(state))
     assert jax.tree.structure(restored) == jax.tree.structure(state)
@@ -42,7 +42,7 @@ STATE = {"w": jnp.arange(3.0)}
 
 
 def saved(folder, losses):
-    with Checkpoints(folder) as checkpoints:
+    with Checkpoints.for_training(folder) as checkpoints:
         for step, loss in enumerate(losses, start=1):
             checkpoints.save(step, STATE, loss)
         return checkpoints.all()
@@ -67,7 +67,7 @@ def test_newest_and_best_are_kept(tmp_path, losses, kept):
 
 def test_the_best_is_kept_by_a_resumed_run_too(tmp_path):
     saved(tmp_path, [3.0, 1.0, math.nan])
-    with Checkpoints(tmp_path) as checkpoints:
+    with Checkpoints.for_training(tmp_path) as checkpoints:
         assert checkpoints.find("best") == Saved(2, 1.0)
         checkpoints.save(4, STATE, 2.0)
         checkpoints.save(5, STATE, None)
@@ -76,7 +76,7 @@ def test_the_best_is_kept_by_a_resumed_run_too(tmp_path):
 
 def test_find_by_name_and_number(tmp_path):
     saved(tmp_path / "run with space", [3.0, 2.0, 2.5])
-    with Checkpoints(tmp_path / "run with space") as checkpoints:
+    with Checkpoints.for_training(tmp_path / "run with space") as checkpoints:
         assert checkpoints.find("best") == Saved(2, 2.0)
         assert checkpoints.find("latest") == checkpoints.find("3") == Saved(3, 2.5)
         assert checkpoints.latest_step == 3
@@ -85,7 +85,7 @@ def test_find_by_name_and_number(tmp_path):
 
 
 def test_an_empty_folder_has_no_checkpoint(tmp_path):
-    with Checkpoints(tmp_path / "new") as checkpoints:
+    with Checkpoints.for_training(tmp_path / "new") as checkpoints:
         assert checkpoints.latest_step == 0
         with pytest.raises(UserError, match="no checkpoint: train first"):
             checkpoints.find("best")
@@ -100,7 +100,7 @@ def saved_in_relative_folder():
     from pathlib import Path
 
     saved(Path("relative"), [1.0])
-    with Checkpoints(Path("relative")) as checkpoints:
+    with Checkpoints.for_training(Path("relative")) as checkpoints:
         return checkpoints.latest_step
 
 
@@ -112,7 +112,7 @@ def target(shape):
 def test_another_shape_is_refused(tmp_path):
     saved(tmp_path, [1.0])
     with (
-        Checkpoints(tmp_path) as checkpoints,
+        Checkpoints.for_training(tmp_path) as checkpoints,
         pytest.raises(UserError, match=r"cannot be restored .*shape"),
     ):
         checkpoints.restore(1, target((4,)))
@@ -122,7 +122,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
     saved(tmp_path, [1.0])
     shutil.rmtree(tmp_path / "1" / "state" / "d")
     with (
-        Checkpoints(tmp_path) as checkpoints,
+        Checkpoints.for_training(tmp_path) as checkpoints,
         pytest.raises(UserError, match=r"/1 cannot be restored"),
     ):
         checkpoints.restore(1, target((3,)))

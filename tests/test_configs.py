@@ -30,7 +30,9 @@ def test_tiny_is_the_defaults():
     assert from_config_dict(load("tiny").get_config()) == Config()
 
 
-@pytest.mark.parametrize(("name", "expected"), [("tiny", 824_832), ("baby", 10_745_088)])
+@pytest.mark.parametrize(
+    ("name", "expected"), [("tiny", 824_832), ("small", 4_833_280), ("baby", 10_745_088)]
+)
 def test_number_of_parameters(name, expected):
     config = from_config_dict(load(name).get_config())
     config = config.with_values("model", vocab_size=65, matmul_dtype="float32")

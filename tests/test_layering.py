@@ -10,10 +10,13 @@ from conftest import ROOT
 # Each module may import those before it.
 ORDER = [
     "config",
+    "config_table",
     "tokenizer",
+    "text_stream",
     "play",
     "corpus",
     "data",
+    "layers",
     "model",
     "optimizer",
     "sharding",
@@ -22,11 +25,17 @@ ORDER = [
     "run_folder",
     "checkpoint",
     "run",
+    "evaluation",
     "metrics",
+    "tensorboard",
     "report",
     "training",
+    "api",
 ]
-WITHOUT_JAX = ["config", "tokenizer", "play", "corpus", "data", "run_folder", "metrics", "report"]
+WITHOUT_JAX = [
+    *("config", "config_table", "tokenizer", "text_stream", "play", "corpus", "data"),
+    *("run_folder", "metrics", "tensorboard", "report"),
+]
 
 
 def imports_of(module: str) -> set[str]:
@@ -73,7 +82,13 @@ def test_some_modules_need_no_jax(module):
 
 @pytest.mark.parametrize(
     ("library", "owner"),
-    [("orbax", "checkpoint"), ("matplotlib", "report"), ("urllib", "corpus"), ("absl", None)],
+    [
+        ("orbax", "checkpoint"),
+        ("matplotlib", "report"),
+        ("tensorboardX", "tensorboard"),
+        ("urllib", "corpus"),
+        ("absl", None),
+    ],
 )
 def test_one_module_owns_each_of_these_libraries(library, owner):
     users = {

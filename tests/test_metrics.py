@@ -2,6 +2,8 @@
 
 import io
 import json
+import subprocess
+import sys
 
 import pytest
 from rich.console import Console
@@ -139,3 +141,38 @@ def test_text_is_printed_as_it_is(tmp_path):
 
 def test_no_file_is_no_metrics(tmp_path):
     assert read_metrics(tmp_path / "metrics.jsonl") == []
+
+
+def test_a_listener_hears_every_entry(tmp_path):
+    heard = []
+    console = Console(file=io.StringIO())
+    watch = Monitor(tmp_path, 0, 100, 4096, console, Time(), heard.append)
+    watch.tell(10, METRICS, None)
+    watch.tell(20, METRICS, 2.0)
+    assert heard == read_metrics(tmp_path / "metrics.jsonl")
+
+
+def test_a_run_goes_on_when_standard_output_is_closed(tmp_path):
+    """As in `train.py | head`."""
+    code = (
+        "import sys, pathlib\n"
+        "from gpt_jax.metrics import Monitor\n"
+        "watch = Monitor(pathlib.Path(sys.argv[1]), 0, 100, 1)\n"
+        "sys.stdin.readline()\n"
+        "for _ in range(3): watch.say('x' * 100_000)\n"
+        "print('end', file=sys.stderr)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, tmp_path],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    process.stdout.close()
+    process.stdin.write("go\n")
+    process.stdin.close()
+    lines = process.stderr.read().splitlines()
+    process.stderr.close()
+    assert process.wait() == 0
+    assert lines == [
+        "note: standard output is closed; the run goes on, and metrics.jsonl tells how",
+        "end",
+    ]

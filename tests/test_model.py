@@ -1,5 +1,6 @@
 """The model: shapes, causality, initialisation, precision, dropout's independence of the layout."""
 
+import dataclasses
 import math
 from functools import partial
 
@@ -9,7 +10,8 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from gpt_jax.model import GPT, causal_attention, contract, dropout
+from gpt_jax.layers import contract, dropout
+from gpt_jax.model import GPT, causal_attention, init_cache
 
 
 def init(config, seed=0):
@@ -237,3 +239,30 @@ def test_dropout_changes_logits_only_with_keys(config):
     dropped = apply(config, params, tokens, KEYS[:2])
     assert (plain != dropped).any()
     np.testing.assert_array_equal(dropped, apply(config, params, tokens, KEYS[:2]))
+
+
+@partial(jax.jit, static_argnums=0)
+def decode(config, params, tokens, cache, start):
+    return GPT(config).apply({"params": params}, tokens, cache, start, method="decode")
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 2e-2)])
+@pytest.mark.parametrize("pieces", [[16], [5, 11], [1] * 16, [7, 1, 1, 7]], ids=str)
+def test_decoding_in_pieces_gives_the_logits_of_the_whole(config, pieces, dtype, tolerance):
+    """Whatever the cache holds at later positions."""
+    config = dataclasses.replace(config, matmul_dtype=dtype)
+    params = jax.tree.map(lambda leaf: leaf * 5, init(config))
+    tokens = tokens_of(config, rows=3)
+    cache = jax.tree.map(lambda x: x + 100.0, init_cache(config, 3))
+    start, logits = 0, []
+    for size in pieces:
+        new, cache = decode(config, params, tokens[:, start : start + size], cache, start)
+        logits.append(new)
+        start += size
+    whole = apply(config, params, tokens)
+    np.testing.assert_allclose(np.concatenate(logits, 1), whole, atol=tolerance, rtol=tolerance)
+
+
+def test_the_cache_has_a_place_for_every_position_of_every_block(config):
+    cache = init_cache(dataclasses.replace(config, n_layer=3), 5)
+    assert [k.shape for k, _ in cache] == [v.shape for _, v in cache] == [(5, 16, 2, 8)] * 3

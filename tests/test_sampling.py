@@ -1,5 +1,7 @@
 """Drawing tokens: greedy, cut, skewed, repeatable; and the window past the context length."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,16 +10,24 @@ from flax import linen as nn
 
 from gpt_jax.config import SampleConfig, UserError
 from gpt_jax.model import GPT
-from gpt_jax.sampling import encode_prompt, generate, sample_token
+from gpt_jax.sampling import (
+    encode_prompt,
+    extend,
+    fill,
+    generate,
+    known_prompt,
+    sample_token,
+    stream,
+)
 from gpt_jax.tokenizer import CharTokenizer
 
 LOGITS = jnp.log(jnp.array([0.1, 0.4, 0.05, 0.3, 0.15]))
 
 
 def draws(n=3000, **options):
-    options = SampleConfig(**({"temperature": 1.0, "top_k": 0} | options))
+    options = {"temperature": 1.0, "top_k": 0, "top_p": 1.0} | options
     keys = jax.random.split(jax.random.key(0), n)
-    ids = jax.vmap(lambda key: sample_token(LOGITS, key, options))(keys)
+    ids = jax.vmap(lambda key: sample_token(LOGITS, key, **options))(keys)
     return np.bincount(ids, minlength=5) / n
 
 
@@ -60,13 +70,13 @@ def model(small):
     return small.model, noise
 
 
-def plain_greedy(config, params, ids, n):
-    """The window rule written out: the model over exactly the tokens in view."""
+def plain(config, params, ids, n, choose):
+    """The window rule written out, uncached: the model over exactly the tokens in view."""
     apply = jax.jit(GPT(config).apply)
     window, new = list(ids)[-config.block_size :], []
-    for _ in range(n):
+    for i in range(n):
         logits = apply({"params": params}, jnp.array([window]))
-        new.append(int(logits[0, -1].argmax()))
+        new.append(int(choose(i, logits[0, -1])))
         window.append(new[-1])
         if len(window) > config.block_size:
             window = window[-(config.block_size // 2) :]
@@ -74,23 +84,92 @@ def plain_greedy(config, params, ids, n):
 
 
 @pytest.mark.parametrize("length", [1, 5, 6, 7, 20])
-def test_greedy_text_follows_the_window_rule(model, length):
+def test_cached_greedy_text_is_the_uncached_one_past_the_window_too(model, length):
     config, params = model
     prompt = 3 * np.arange(length) % config.vocab_size
     options = SampleConfig(temperature=0.0, max_new_tokens=20)
-    ids = generate(config, params, prompt, jax.random.key(0), options)
-    assert ids == plain_greedy(config, params, prompt, 20)
-    assert len(set(ids)) > 1
+    [ids] = generate(config, params, prompt, options, seed=0)
+    assert ids.tolist() == plain(config, params, prompt, 20, lambda i, logits: logits.argmax())
+    assert len(set(ids.tolist())) > 1
+
+
+def test_token_i_of_sample_j_is_drawn_with_its_own_key(model):
+    config, params = model
+    options = SampleConfig(temperature=1.5, top_k=7, top_p=0.9, max_new_tokens=15)
+    drawn = generate(config, params, np.arange(3), options, seed=5, num_samples=3)
+    for j, ids in enumerate(drawn):
+        key = jax.random.fold_in(jax.random.key(5), j)
+        expected = plain(
+            config, params, range(3), 15,
+            lambda i, logits, key=key: sample_token(
+                logits, jax.random.fold_in(key, i), 1.5, 7, 0.9
+            ),
+        )  # fmt: skip
+        assert ids.tolist() == expected
+    assert len({tuple(ids) for ids in drawn.tolist()}) == 3
+
+
+@pytest.mark.parametrize("num_samples", [1, 2, 8])
+def test_a_sample_is_the_same_however_many_there_are(model, num_samples):
+    config, params = model
+    options = SampleConfig(temperature=1.0, top_k=0, max_new_tokens=40)
+    many = generate(config, params, np.arange(4), options, seed=1, num_samples=9)
+    few = generate(config, params, np.arange(4), options, seed=1, num_samples=num_samples)
+    np.testing.assert_array_equal(few, many[:num_samples])
+
+
+@pytest.mark.parametrize("piece", [1, 2, 5, 100])
+def test_pieces_join_to_the_whole(model, piece):
+    config, params = model
+    options = SampleConfig(temperature=1.0, max_new_tokens=17)
+    whole = generate(config, params, np.arange(4), options, seed=1, num_samples=2)
+    pieces = list(stream(config, params, np.arange(4), options, 1, 2, piece))
+    assert all(0 < new.shape[1] <= piece for new in pieces)
+    np.testing.assert_array_equal(np.concatenate(pieces, axis=1), whole)
+
+
+def test_no_token_asked_for_is_none_made(model):
+    options = SampleConfig(max_new_tokens=0)
+    assert generate(*model, np.arange(4), options, seed=1, num_samples=2).shape == (2, 0)
 
 
 def test_a_seed_gives_its_text_and_another_seed_another(model):
     config, params = model
     options = SampleConfig(temperature=9.0, max_new_tokens=30, top_k=0)
-    prompt = np.zeros(1, np.int32)
     first, again, other = (
-        generate(config, params, prompt, jax.random.key(seed), options) for seed in (1, 1, 2)
+        generate(config, params, np.zeros(1, int), options, seed).tolist() for seed in (1, 1, 2)
     )
     assert first == again != other
+
+
+def test_nothing_is_compiled_for_another_length_temperature_or_seed(model):
+    config, params = model
+    extend.clear_cache(), fill.clear_cache()
+    for length, temperature, top_p in [(1, 0.0, 1.0), (3, 0.5, 1.0), (6, 2.0, 0.3), (20, 1.0, 0.9)]:
+        options = SampleConfig(temperature=temperature, top_p=top_p, max_new_tokens=length + 9)
+        generate(config, params, np.zeros(length, int), options, seed=length)
+    assert (extend._cache_size(), fill._cache_size()) == (1, 1)
+
+
+def test_the_cache_is_not_copied(model):
+    """The loop on the device writes into the cache it is given."""
+    config, params = model
+    cache = fill(config, params, np.zeros((1, 6), np.int32))
+    places = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(cache)]
+    keys = jax.random.split(jax.random.key(0), 1)
+    _, new = extend(config, params, cache, np.zeros(1, int), 0, 6, keys, 0, 1.0, 0, 1.0)
+    assert [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(new)] == places
+
+
+def test_text_is_decoded_in_float32(model):
+    """In bfloat16 rounding would depend on how many samples there are."""
+    config, params = model
+    options = SampleConfig(temperature=0.0, max_new_tokens=40)
+    half = dataclasses.replace(config, matmul_dtype="bfloat16")
+    np.testing.assert_array_equal(
+        generate(half, params, np.arange(4), options, seed=0),
+        generate(config, params, np.arange(4), options, seed=0),
+    )
 
 
 def test_an_empty_prompt_is_a_line_break_or_the_first_token():
@@ -99,3 +178,8 @@ def test_an_empty_prompt_is_a_line_break_or_the_first_token():
     assert encode_prompt(CharTokenizer("ab\n"), "ba").tolist() == [2, 1]
     with pytest.raises(UserError, match="'z'"):
         encode_prompt(CharTokenizer("ab"), "az")
+
+
+def test_a_prompt_that_is_not_known_is_empty():
+    assert known_prompt(CharTokenizer("ab"), "ab") == "ab"
+    assert known_prompt(CharTokenizer("ab"), "abc") == ""

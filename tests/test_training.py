@@ -43,7 +43,7 @@ def test_a_run_leaves_what_the_design_names(config, tmp_path, capsys):
     assert [entry["step"] for entry in entries if "val/loss" in entry] == [4, 8, 10]
     keys = {"step", "train/loss", "lr", "grad_norm", "tokens_per_s", "elapsed_s"}
     assert all(set(entry) - {"val/loss"} == keys for entry in entries)
-    with Checkpoints(workdir / "checkpoints") as checkpoints:
+    with Checkpoints.for_training(workdir / "checkpoints") as checkpoints:
         assert checkpoints.latest_step == 10
         assert checkpoints.find("latest").val_loss == entries[-1]["val/loss"]
         best = min(entries, key=lambda entry: entry.get("val/loss", np.inf))
@@ -98,9 +98,9 @@ def test_another_configuration_or_text_is_refused(config, tmp_path, text_file):
 def test_a_prompt_outside_the_vocabulary_costs_the_prompt_and_not_the_run(config, tmp_path, capsys):
     config = config.with_values("sample", prompt="東").with_values("train", steps=2)
     assert training.train(config, tmp_path / "run")
-    assert "U+6771" in capsys.readouterr().err
+    assert "without sample.prompt" in capsys.readouterr().out
     sample = (tmp_path / "run" / "samples" / "2.txt").read_text(encoding="utf-8")
-    assert sample.startswith("\n")
+    assert len(sample) == 20 + 1
 
 
 def test_without_a_download_the_play_is_used_recorded_and_resumed(
@@ -244,7 +244,7 @@ def arrays(workdir, step):
     config = read_record(workdir).config
     devices = sharding.start_devices(config.mesh, config.train.batch_size)
     abstract = train_step.abstract_state(config, sharding.make_mesh(config.mesh, devices))
-    with Checkpoints(workdir / "checkpoints") as checkpoints:
+    with Checkpoints.for_training(workdir / "checkpoints") as checkpoints:
         state = checkpoints.restore(step, abstract)
     state = state.replace(key=jax.random.key_data(state.key))
     leaves = jax.tree_util.tree_leaves_with_path(state)

@@ -1,0 +1,23 @@
+"""The tutorial's "larger model": 4,833,280 parameters, 3000 steps of 16 x 256 characters.
+
+    python scripts/train.py --config=configs/small.py
+
+Not yet measured.
+"""
+
+from ml_collections import ConfigDict
+
+from gpt_jax.config import default_config
+
+
+def get_config() -> ConfigDict:
+    """6 blocks, 8 heads, width 256, context 256, dropout 0.2; a step reads as much as tiny's."""
+    config = default_config()
+    config.model.n_layer = 6
+    config.model.n_head = 8
+    config.model.n_embd = 256
+    config.model.block_size = 256
+    config.model.dropout = 0.2
+    config.optimizer.learning_rate = 1e-3
+    config.train.batch_size = 16
+    return config

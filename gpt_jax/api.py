@@ -1,0 +1,241 @@
+"""A trained model to call from Python, in a notebook or a script: text in, text and losses out.
+
+    run = gpt_jax.load("runs/tiny")
+    print(run.generate("ROMEO:", max_new_tokens=200))
+    print(run.loss("To be, or not to be"))
+
+Needs the run's folder and nothing else: no corpus, no flags, one device.
+
+Shapes: N windows, T block_size, W = T + 1, V vocabulary.
+"""
+
+import dataclasses
+import math
+import os
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from gpt_jax import data, sampling
+from gpt_jax.checkpoint import Checkpoints
+from gpt_jax.config import (
+    POSITIVE,
+    SEED,
+    Config,
+    GPTConfig,
+    SampleConfig,
+    UserError,
+    check_field,
+    checked,
+)
+from gpt_jax.model import GPT
+from gpt_jax.run_folder import existing_record
+from gpt_jax.text_stream import TextStream
+from gpt_jax.tokenizer import Tokenizer, load_tokenizer
+from gpt_jax.train_step import token_losses
+
+WINDOWS_AT_ONCE = 8
+
+
+def load(folder: str | os.PathLike[str], step: str | int = "best") -> "TrainedModel":
+    """The model of a run, with the parameters of one of its checkpoints, on the first device.
+
+    Args:
+      folder: of the run, such as "runs/tiny".
+      step: "best" (by held-out loss), "latest", or the number of a step.
+
+    Raises:
+      UserError: when there is no such run or checkpoint, or it cannot be read.
+    """
+    workdir = Path(folder).expanduser().absolute()
+    config = existing_record(workdir).config
+    tokenizer = _matching_tokenizer(config, workdir)
+    with Checkpoints.for_reading(workdir / "checkpoints") as checkpoints:
+        saved = checkpoints.find(str(step))
+        params = checkpoints.restore_params(saved.step, _abstract_params(config.model))
+    return TrainedModel(workdir, config, tokenizer, params, saved.step, saved.val_loss)
+
+
+def _matching_tokenizer(config: Config, workdir: Path) -> Tokenizer:
+    tokenizer = load_tokenizer(workdir / "tokenizer.json")
+    if tokenizer.vocab_size != config.model.vocab_size:
+        raise UserError(
+            f"{workdir / 'tokenizer.json'} has {tokenizer.vocab_size} tokens, the model of "
+            f"config.json {config.model.vocab_size}: restore the file the run began with"
+        )
+    return tokenizer
+
+
+def _abstract_params(config: GPTConfig) -> Any:
+    """Shapes and dtypes of the parameters, all on the first device; allocates nothing."""
+    tokens_BT = jnp.zeros((1, 1), jnp.int32)
+    boxed = jax.eval_shape(lambda: GPT(config).init(jax.random.key(0), tokens_BT)["params"])
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), nn.unbox(boxed)
+    )
+
+
+@partial(jax.jit, static_argnames="config")
+def _token_losses(config: GPTConfig, params: Any, windows_NW: jax.Array) -> jax.Array:
+    return token_losses(GPT(config), params, windows_NW)
+
+
+@partial(jax.jit, static_argnames="config")
+def _chances(config: GPTConfig, params: Any, window_T: jax.Array, length: int) -> jax.Array:
+    logits_1TV = cast(jax.Array, GPT(config).apply({"params": params}, window_T[None]))
+    return jax.nn.softmax(logits_1TV[0, length - 1])
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedModel:
+    """A model and all that belongs to it. Made by `load`.
+
+    Attributes:
+      workdir: the run's folder.
+      config: as recorded by the run.
+      params: float32 arrays under GPT-2's names.
+      step: finished updates; val_loss: held-out loss then, in nats per token (inf: not measured).
+    """
+
+    workdir: Path
+    config: Config
+    tokenizer: Tokenizer
+    params: Any = dataclasses.field(repr=False)
+    step: int
+    val_loss: float
+
+    @property
+    def described_loss(self) -> str:
+        """The held-out loss in words."""
+        if math.isinf(self.val_loss):
+            return "held-out loss not measured"
+        return f"held-out loss {self.val_loss:.4f} nats per token"
+
+    def generate(
+        self, prompt: str | None = None, *, seed: int = 0, stop: str = "", **options: Any
+    ) -> str:
+        """A prompt with its continuation.
+
+        Args:
+          prompt: text to continue; empty = from a line break; None = as `config.sample` says.
+          seed: the same seed gives the same text.
+          stop: the text ends before this string.
+          options: max_new_tokens, temperature (0 = greedy), top_k (0 = all), top_p, as in
+            SampleConfig; what is not given is as `config.sample` says.
+
+        Raises:
+          UserError: for a character of the prompt outside the vocabulary, or an option that is
+            unknown or out of range.
+        """
+        [text] = self.generate_batch(prompt, 1, seed=seed, stop=stop, **options)
+        return text
+
+    def generate_batch(
+        self,
+        prompt: str | None = None,
+        num_samples: int = 1,
+        *,
+        seed: int = 0,
+        stop: str = "",
+        **options: Any,
+    ) -> list[str]:
+        """Several continuations of one prompt, made together; the first is that of `generate`."""
+        pieces = self.stream(prompt, num_samples, seed=seed, stop=stop, **options)
+        return ["".join(texts) for texts in zip(*pieces, strict=True)]
+
+    def stream(
+        self,
+        prompt: str | None = None,
+        num_samples: int = 1,
+        *,
+        seed: int = 0,
+        stop: str = "",
+        piece: int = 0,
+        **options: Any,
+    ) -> Iterator[list[str]]:
+        """What `generate_batch` returns, as it is made: first the prompt, then piece after piece.
+
+        Args:
+          piece: most tokens at a time; 0 = as many as the window has room for.
+
+        Yields: as many strings as samples, the next part of each.
+        """
+        chosen = self.sample_config(prompt, **options)
+        checked("seed", seed, int, SEED)
+        checked("num_samples", num_samples, int, POSITIVE)
+        ids = sampling.encode_prompt(self.tokenizer, chosen.prompt)
+        texts = [TextStream(self.tokenizer, stop) for _ in range(num_samples)]
+        return self._pieces(chosen, ids, texts, seed, piece)
+
+    def _pieces(
+        self, chosen: SampleConfig, ids: np.ndarray, texts: list[TextStream], seed: int, piece: int
+    ) -> Iterator[list[str]]:
+        yield [chosen.prompt] * len(texts)
+        drawn = sampling.stream(
+            self.config.model, self.params, ids, chosen, seed, len(texts), piece
+        )
+        for new_BT in drawn:
+            yield [text.add(new_T) for text, new_T in zip(texts, new_BT, strict=True)]
+            if all(text.stopped for text in texts):
+                return
+        yield [text.add([], final=True) for text in texts]
+
+    def sample_config(self, prompt: str | None = None, **options: Any) -> SampleConfig:
+        """`config.sample` with some values replaced, checked.
+
+        Where neither the caller nor the tokenizer knows the run's own prompt, it is empty.
+        """
+        for name in options:
+            check_field("sample", name)
+        if prompt is None:
+            prompt = sampling.known_prompt(self.tokenizer, self.config.sample.prompt)
+        return dataclasses.replace(self.config.sample, prompt=prompt, **options)
+
+    def token_losses(self, text: str) -> np.ndarray:
+        """-ln p of every token of `text` but the first, in nats, shape (tokens - 1,).
+
+        The text is read in windows of T tokens, as in an evaluation: a token is predicted from
+        those before it in its window. `np.exp(-losses)` are the probabilities.
+
+        Raises:
+          UserError: for fewer than two tokens, or a character outside the vocabulary.
+        """
+        ids = self.tokenizer.encode(text)
+        if len(ids) < 2:
+            raise UserError(
+                f"{text!r} has {len(ids)} token(s): a loss needs two or more, one to predict from"
+            )
+        size = self.config.model.block_size
+        count = -(-(len(ids) - 1) // size)
+        padded = np.pad(ids, (0, count * size + 1 - len(ids)))
+        windows_NW = data.evaluation_windows(padded, size)
+        batches = [
+            self._batch_losses(windows_NW[first : first + WINDOWS_AT_ONCE])
+            for first in range(0, count, WINDOWS_AT_ONCE)
+        ]
+        return np.concatenate(batches).reshape(-1)[: len(ids) - 1]
+
+    def _batch_losses(self, windows_NW: np.ndarray) -> np.ndarray:
+        """Losses of up to WINDOWS_AT_ONCE windows, filled up so that there is one shape."""
+        filled = np.resize(windows_NW, (WINDOWS_AT_ONCE, windows_NW.shape[1])).astype(np.int32)
+        return np.asarray(_token_losses(self.config.model, self.params, filled))[: len(windows_NW)]
+
+    def loss(self, text: str) -> float:
+        """Mean of `token_losses`, in nats per token."""
+        return float(self.token_losses(text).mean(dtype=np.float64))
+
+    def next_token(self, prompt: str) -> list[tuple[str, float]]:
+        """Every token with its probability right after `prompt`, the likeliest first."""
+        size = self.config.model.block_size
+        ids = sampling.encode_prompt(self.tokenizer, prompt)[-size:]
+        window_T = np.pad(ids, (0, size - len(ids)))
+        chances_V = np.asarray(_chances(self.config.model, self.params, window_T, len(ids)))
+        order = np.argsort(-chances_V, kind="stable")
+        return [(self.tokenizer.decode([i]), float(chances_V[i])) for i in order]

@@ -1,0 +1,74 @@
+"""What a finished or running run is worth: its losses on the held-out text."""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+from gpt_jax import sharding
+from gpt_jax.checkpoint import Checkpoints
+from gpt_jax.config import MeshConfig
+from gpt_jax.data import evaluation_windows
+from gpt_jax.run import Run, prepare
+from gpt_jax.run_folder import existing_record
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Losses of one checkpoint; all but `tutorial_estimate` over all disjoint held-out windows.
+
+    Attributes:
+      step: finished updates.
+      corpus: where the text was found.
+      tokens: how many were predicted.
+      loss: mean, in nats per token; perplexity: exp(loss).
+      tutorial_estimate: the tutorial's own estimate of the loss, to compare with it, nothing else.
+      source_loss: what the built-in play's own grammar pays for the held-out text, in nats per
+        character: no model can expect less. None for another corpus.
+    """
+
+    step: int
+    corpus: str
+    tokens: int
+    loss: float
+    bits_per_byte: float
+    perplexity: float
+    tutorial_estimate: float
+    source_loss: float | None
+
+
+def evaluate(workdir: Path, which: str) -> Evaluation:
+    """Evaluates a checkpoint of the run in `workdir`, on all devices of this machine.
+
+    Args:
+      which: "latest", "best" or the number of a step.
+
+    Raises:
+      UserError: when there is no such run or checkpoint, or its corpus is not where it was or not
+        what it was.
+    """
+    workdir = workdir.absolute()
+    record = existing_record(workdir)
+    # Of another machine than the run's, perhaps: its layout is chosen anew.
+    config = dataclasses.replace(record.config, mesh=MeshConfig())
+    config = config.with_values("train", microbatch_size=0)
+    devices = sharding.start_devices(config.mesh, config.train.batch_size)
+    with Checkpoints.for_reading(workdir / "checkpoints") as checkpoints:
+        step = checkpoints.find(which).step
+        run = prepare(config, workdir, record, devices)
+        params = checkpoints.restore_params(step, run.abstract.params)
+    return _evaluation(run, params, step)
+
+
+def _evaluation(run: Run, params: Any, step: int) -> Evaluation:
+    loss = run.evaluate(params)
+    return Evaluation(
+        step=step,
+        corpus=run.config.data.corpus,
+        tokens=evaluation_windows(run.val_tokens, run.config.model.block_size)[:, 1:].size,
+        loss=loss,
+        bits_per_byte=run.bits_per_byte(loss),
+        perplexity=math.exp(loss),
+        tutorial_estimate=run.tutorial_estimate(params),
+        source_loss=run.source_loss(),
+    )

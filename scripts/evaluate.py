@@ -1,0 +1,72 @@
+"""Evaluates a run on the text it never trained on.
+
+    python scripts/evaluate.py --workdir=runs/tiny
+    python scripts/evaluate.py --workdir=runs/tiny --step=best --json
+
+Without --workdir: the newest run in runs/. The corpus must be where it was when the run began.
+"""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import command_line
+from absl import flags
+
+from gpt_jax.run_folder import newest_run
+
+if TYPE_CHECKING:
+    from gpt_jax.evaluation import Evaluation
+
+
+def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
+    """Which checkpoint, and how its losses are told."""
+    flags.DEFINE_string(
+        "workdir", "", "Folder of the run; the newest in runs/ unless given.", flag_values=values
+    )
+    flags.DEFINE_string(
+        "step", "latest", "Checkpoint: latest, best, or the number of a step.", flag_values=values
+    )
+    flags.DEFINE_boolean("json", False, "Print one JSON object, all digits.", flag_values=values)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the script with a command line, the script's name first. Returns the exit status."""
+    return command_line.run(evaluate, define_flags, argv, __doc__ or "")
+
+
+def evaluate(values: flags.FlagValues, words: list[str]) -> None:
+    """Evaluates, and prints what came out."""
+    from gpt_jax import evaluation  # Not before --help and bad flags were answered: it loads JAX.
+
+    workdir = Path(values.workdir).expanduser() if values.workdir else newest_run(Path("runs"))
+    found = evaluation.evaluate(workdir, values.step)
+    if values.json:
+        print(json.dumps(dataclasses.asdict(found)))
+    else:
+        print(f"{workdir}, step {found.step:,}, held-out part of {found.corpus}")
+        print(table(found))
+
+
+def table(found: "Evaluation") -> str:
+    """A line for every figure."""
+    lines = [
+        ("loss", found.loss, f"nats per token, over {found.tokens:,} tokens"),
+        ("bits per byte", found.bits_per_byte, "of the text in UTF-8"),
+        ("perplexity", found.perplexity, "e to the loss"),
+        (
+            "tutorial_estimate",
+            found.tutorial_estimate,
+            "to compare with the tutorial, nothing else",
+        ),
+    ]
+    if found.source_loss is not None:
+        lines.append(("source's own loss", found.source_loss, "of the grammar that wrote the play"))
+    return "\n".join(f"  {name:<18} {value:8.4f}  {meaning}" for name, value, meaning in lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

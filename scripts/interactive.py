@@ -1,0 +1,112 @@
+"""Type a prompt, see it continued: what `sample.py --interactive` does."""
+
+import contextlib
+import dataclasses
+import sys
+from typing import TYPE_CHECKING, Any
+
+from gpt_jax.config import SEED, SampleConfig, UserError, checked
+
+if TYPE_CHECKING:
+    from gpt_jax.api import TrainedModel
+
+SHORT = {"t": "temperature", "k": "top_k", "p": "top_p", "n": "max_new_tokens", "s": "seed"}
+TYPES: dict[str, type] = {
+    field.name: type(field.default) for field in dataclasses.fields(SampleConfig)
+} | {"seed": int, "stop": str}
+
+HELP = r"""This model completes text, it does not chat: type the beginning of one.
+  Enter alone     goes on with the last text
+  \n in a prompt  is a line break
+  /t 0.7          temperature (0 = greedy)     /k 40    top-k (0 = all)
+  /p 0.9          top-p (1 = all)              /n 200   tokens to add
+  /s 5            seed of the next text        /stop X  ends a text before X
+  /show  the settings    /help    /quit (or Ctrl-D); Ctrl-C stops a text"""
+
+
+def converse(model: "TrainedModel", settings: dict[str, Any]) -> None:
+    """Reads prompts and commands until the end of input.
+
+    Args:
+      settings: seed, stop, and those options of `TrainedModel.generate` that were chosen. The seed
+        goes up by one with every text.
+    """
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401 - gives input() its history.
+    tell(HELP)
+    text = ""
+    while (line := read_line()) is not None:
+        try:
+            if line.startswith("/"):
+                if line.strip() in ("/quit", "/q"):
+                    return
+                command(model, settings, line[1:])
+            else:
+                text = complete(model, settings, text, line.replace(r"\n", "\n"))
+        except UserError as error:
+            tell(f"error: {error}")
+
+
+def tell(line: str) -> None:
+    """What is no text goes to stderr."""
+    print(line, file=sys.stderr)
+
+
+def read_line() -> str | None:
+    """The next line; None at the end of input."""
+    while True:
+        try:
+            return input("> " if sys.stdin.isatty() else "")
+        except EOFError:
+            return None
+        except KeyboardInterrupt:
+            tell("\n(/quit or Ctrl-D leaves)")
+
+
+def command(model: "TrainedModel", settings: dict[str, Any], line: str) -> None:
+    """Carries out a command, given without its slash.
+
+    Raises:
+      UserError: when it is unknown, or its value is.
+    """
+    name, _, value = line.strip().partition(" ")
+    name = SHORT.get(name, name)
+    if name == "show":
+        shown = dataclasses.asdict(model.sample_config("")) | settings
+        tell("  ".join(f"{key}={shown[key]!r}" for key in TYPES if key != "prompt"))
+    elif name == "help":
+        tell(HELP)
+    elif name in TYPES and name != "prompt":
+        settings[name] = checked_value(name, value)
+    else:
+        raise UserError(f"/{name} is no command: /help shows them")
+
+
+def checked_value(name: str, value: str) -> Any:
+    """The value of a setting, from its text."""
+    try:
+        parsed = TYPES[name](value)
+    except ValueError:
+        raise UserError(f"{name} = {value!r} is no number: give one, such as /{name} 1") from None
+    if name == "seed":
+        return checked(name, parsed, int, SEED)
+    if name != "stop":
+        SampleConfig(**{name: parsed})
+    return parsed
+
+
+def complete(model: "TrainedModel", settings: dict[str, Any], text: str, prompt: str) -> str:
+    """Prints a prompt and its continuation as it is made; an empty prompt goes on with `text`.
+
+    Returns: the text, up to where Ctrl-C stopped it.
+    """
+    whole: list[str] = []
+    pieces = model.stream(prompt or text, piece=1, **settings)
+    with contextlib.suppress(KeyboardInterrupt):
+        for [piece] in pieces:
+            if prompt or whole:  # The last text stands there already.
+                print(piece, end="", flush=True)
+            whole.append(piece)
+    print(flush=True)
+    settings["seed"] = (settings["seed"] + 1) % 2**31
+    return "".join(whole)

@@ -1,0 +1,222 @@
+"""A trained model from Python: text in, text and losses out, the same as by hand."""
+
+import asyncio
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import gpt_jax
+from gpt_jax.config import UserError
+from gpt_jax.metrics import read_metrics
+from gpt_jax.model import GPT
+
+
+@pytest.fixture(scope="module")
+def run(trained):
+    return gpt_jax.load(trained)
+
+
+@pytest.fixture
+def copy(trained, tmp_path):
+    return shutil.copytree(trained, tmp_path / "copy")
+
+
+def test_load_says_what_it_loaded(trained, run):
+    losses = {
+        entry["step"]: entry["val/loss"]
+        for entry in read_metrics(trained / "metrics.jsonl")
+        if "val/loss" in entry
+    }
+    assert run.step == min(losses, key=losses.get)
+    assert run.val_loss == losses[run.step]
+    assert run.described_loss == f"held-out loss {run.val_loss:.4f} nats per token"
+    assert gpt_jax.load(str(trained), "latest").step == gpt_jax.load(trained, 200).step == 200
+    assert str(trained) in repr(run)
+    assert "Array" not in repr(run)
+
+
+def test_generate_continues_the_prompt(run):
+    text = run.generate("KING", max_new_tokens=30)
+    assert text.startswith("KING")
+    assert len(text) == len("KING") + 30
+    assert text == run.generate("KING", max_new_tokens=30, seed=0)
+    assert text != run.generate("KING", max_new_tokens=30, seed=1)
+
+
+def test_what_is_not_given_is_as_the_run_recorded_it(run):
+    assert len(run.generate()) == len("The ") + 20
+    assert run.generate().startswith("The ")
+    assert run.sample_config("x", top_k=3).top_k == 3
+
+
+def test_an_empty_prompt_is_no_part_of_the_text(run):
+    assert len(run.generate("", max_new_tokens=7)) == 7
+
+
+def test_greedy_text_is_the_argmax_of_the_model(run):
+    text = run.generate("The ", max_new_tokens=60, temperature=0)
+    ids = run.tokenizer.encode(text)
+    window = list(ids[:4])
+    for new in ids[4:]:
+        if len(window) > 16:
+            window = window[-8:]
+        logits = GPT(run.config.model).apply({"params": run.params}, jnp.array([window]))
+        assert int(logits[0, -1].argmax()) == new
+        window.append(int(new))
+
+
+def test_a_batch_is_its_samples(run):
+    texts = run.generate_batch("The ", 4, max_new_tokens=40, seed=3)
+    assert len(set(texts)) == 4
+    assert run.generate_batch("The ", 2, max_new_tokens=40, seed=3) == texts[:2]
+    assert run.generate("The ", max_new_tokens=40, seed=3) == texts[0]
+
+
+def test_streamed_pieces_join_to_the_texts(run):
+    pieces = list(run.stream("The ", 2, max_new_tokens=40, seed=3, piece=3))
+    assert pieces[0] == ["The ", "The "]
+    assert len(pieces) > 13
+    texts = ["".join(parts) for parts in zip(*pieces, strict=True)]
+    assert texts == run.generate_batch("The ", 2, max_new_tokens=40, seed=3)
+
+
+def test_a_text_ends_before_the_stop_string_and_nothing_is_made_after_it(run, monkeypatch):
+    whole = run.generate("The ", max_new_tokens=200, seed=3)
+    stop = whole[30:33]
+    assert run.generate("The ", max_new_tokens=200, seed=3, stop=stop) == whole.split(stop)[0]
+    pieces = run.stream("The ", 1, max_new_tokens=10**9, seed=3, stop=stop)
+    assert len(list(pieces)) < 50
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"prompt": "Theπ"}, r"'π' \(U\+03C0\) at position 3"),
+        ({"temperature": -1}, r"sample\.temperature = -1\.0"),
+        ({"temperature": float("nan")}, r"sample\.temperature = nan"),
+        ({"top_k": -1}, r"sample\.top_k = -1"),
+        ({"top_p": 0.0}, r"sample\.top_p = 0\.0"),
+        ({"top_p": 1.5}, r"sample\.top_p = 1\.5"),
+        ({"max_new_tokens": -1}, r"sample\.max_new_tokens = -1"),
+        ({"max_tokens": 3}, r"max_tokens does not exist: did you mean max_new_tokens"),
+        ({"seed": -1}, "seed = -1"),
+        ({"seed": 1.5}, "seed = 1.5"),
+    ],
+)
+def test_what_cannot_be_generated_is_told_at_the_call(run, arguments, words):
+    with pytest.raises(UserError, match=words):
+        run.generate(**arguments)
+    with pytest.raises(UserError, match=words):
+        run.stream(**arguments)
+    with pytest.raises(UserError, match="num_samples = 0"):
+        run.generate_batch(num_samples=0)
+
+
+@pytest.mark.parametrize("length", [2, 16, 17, 18, 300])
+def test_losses_are_those_of_the_model_window_by_window(run, trained, length):
+    text = (trained.parent.parent / "corpus.txt").read_text(encoding="utf-8")[-length:]
+    ids = run.tokenizer.encode(text)
+    expected = []
+    for start in range(0, len(ids) - 1, 16):
+        window = jnp.array(ids[start : start + 17])
+        logits = GPT(run.config.model).apply({"params": run.params}, window[None, :-1])
+        chances = jax.nn.log_softmax(logits[0])
+        expected += [-chances[i, target] for i, target in enumerate(window[1:])]
+    losses = run.token_losses(text)
+    np.testing.assert_allclose(losses, expected, atol=2e-5)
+    assert run.loss(text) == pytest.approx(np.mean(expected), abs=1e-5)
+
+
+def test_the_loss_of_the_held_out_text_is_the_one_of_the_log(run, trained):
+    """2,000 held-out characters: 124 windows whose inputs and targets are 1,985 of them."""
+    text = (trained.parent.parent / "corpus.txt").read_text(encoding="utf-8")[-2000:]
+    assert run.loss(text[: 124 * 16 + 1]) == pytest.approx(run.val_loss, abs=1e-5)
+
+
+@pytest.mark.parametrize(("text", "words"), [("", "0 token"), ("a", "1 token"), ("aπ", "'π'")])
+def test_a_text_without_a_loss_is_refused(run, text, words):
+    with pytest.raises(UserError, match=words):
+        run.loss(text)
+
+
+@pytest.mark.parametrize("prompt", ["", "T", "The king and the queen of the realm "])
+def test_chances_of_the_next_token(run, prompt):
+    pairs = run.next_token(prompt)
+    assert sorted(token for token, _ in pairs) == sorted(run.tokenizer.characters)
+    chances = [chance for _, chance in pairs]
+    assert chances == sorted(chances, reverse=True)
+    assert sum(chances) == pytest.approx(1, abs=1e-5)
+    greedy = run.generate(prompt, max_new_tokens=1, temperature=0)
+    assert greedy == prompt + pairs[0][0]
+
+
+def test_it_works_where_an_event_loop_is_running(trained):
+    """As in a notebook."""
+
+    async def cell():
+        return gpt_jax.load(trained).generate("The ", max_new_tokens=5)
+
+    assert len(asyncio.run(cell())) == 9
+
+
+def test_a_run_alone_is_enough(copy, trained, run, monkeypatch):
+    """Without the corpus, from elsewhere, and the folder stays as it was."""
+    monkeypatch.chdir(copy.parent)
+    before = sorted(path.relative_to(copy) for path in copy.rglob("*"))
+    assert gpt_jax.load("copy").generate(max_new_tokens=9) == run.generate(max_new_tokens=9)
+    assert sorted(path.relative_to(copy) for path in copy.rglob("*")) == before
+
+
+def test_reading_leaves_what_another_process_is_saving(copy):
+    unfinished = copy / "checkpoints" / "300.orbax-checkpoint-tmp"
+    unfinished.mkdir()
+    assert gpt_jax.load(copy, "latest").step == 200
+    assert unfinished.exists()
+
+
+def test_a_folder_without_a_run_is_refused_and_not_made(tmp_path):
+    with pytest.raises(UserError, match="nothing holds no run"):
+        gpt_jax.load(tmp_path / "nothing")
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_a_run_without_a_checkpoint_is_refused(copy):
+    shutil.rmtree(copy / "checkpoints")
+    with pytest.raises(UserError, match="holds no checkpoint: train first"):
+        gpt_jax.load(copy)
+    assert not (copy / "checkpoints").exists()
+
+
+def test_a_step_that_is_not_there_is_refused(trained):
+    with pytest.raises(UserError, match="no step '7': choose best, latest or one of"):
+        gpt_jax.load(trained, 7)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("n_layer", 1, r"h_1/.* is \(.*\) there and missing here"),
+        ("n_layer", 3, r"h_2/.* is missing there and \(.*\) here"),
+        ("n_embd", 64, r"\(32,\) there and \(64,\) here"),
+        ("block_size", 32, r"wpe/embedding is \(16, 32\) there and \(32, 32\) here"),
+        ("tie_embeddings", True, "lm_head/kernel"),
+        ("vocab_size", 9, "tokenizer.json has .* tokens, the model of config.json 9"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_its_config_is_refused(copy, name, value, words):
+    record = json.loads((copy / "config.json").read_text(encoding="utf-8"))
+    record["config"]["model"][name] = value
+    (copy / "config.json").write_text(json.dumps(record), encoding="utf-8")
+    with pytest.raises(UserError, match=words) as error:
+        gpt_jax.load(copy)
+    assert "restore the" in str(error.value)
+
+
+def test_a_damaged_checkpoint_is_named(copy):
+    shutil.rmtree(copy / "checkpoints" / "200" / "state")
+    with pytest.raises(UserError, match=r"checkpoints/200 cannot be restored"):
+        gpt_jax.load(copy, "latest")
