@@ -32,8 +32,8 @@ def split(
         raise UserError(
             f"the corpus has {len(tokens)} tokens, but a window of model.block_size + 1 = "
             f"{block_size + 1} must fit into its training part ({len(train)}) and its held-out "
-            f"part ({len(val)}): give {round((block_size + 1) / smaller) + 1} tokens or more, or "
-            "a smaller model.block_size"
+            f"part ({len(val)}): give {round((block_size + 1) / smaller) + 1} tokens (with "
+            "data.tokenizer=char: characters) or more, or a smaller model.block_size"
         )
     return train, val
 

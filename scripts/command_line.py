@@ -54,6 +54,13 @@ def run(
             file=sys.stderr,
         )
         return BAD_INPUT
+    except OSError as error:  # Of the user's disk, that no module foresaw.
+        print(
+            f"error: {error.filename or 'a file'} cannot be read or written ({error.strerror}): "
+            "check its folder, its permissions and the space left",
+            file=sys.stderr,
+        )
+        return BAD_INPUT
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT

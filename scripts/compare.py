@@ -43,7 +43,11 @@ def compare(values: flags.FlagValues, words: list[str]) -> None:
     try:
         report.draw_comparison(curves, Path(values.out).expanduser())
     except (OSError, ValueError) as error:  # ValueError: of a picture format it does not know.
-        raise UserError(f"--out={values.out} cannot be written ({error}): name a .png") from error
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"--out={values.out} cannot be written ({reason}): name a .png in a folder that exists "
+            "and may be written to"
+        ) from error
     print(f"curves: {values.out}")
 
 

@@ -24,17 +24,18 @@ HELP = r"""This model completes text, it does not chat: type the beginning of on
   /show  the settings    /help    /quit (or Ctrl-D); Ctrl-C stops a text"""
 
 
-def converse(model: "TrainedModel", settings: dict[str, Any]) -> None:
+def converse(model: "TrainedModel", settings: dict[str, Any], prompt: str = "") -> None:
     """Reads prompts and commands until the end of input.
 
     Args:
       settings: seed, stop, and those options of `TrainedModel.generate` that were chosen. The seed
         goes up by one with every text.
+      prompt: is continued first, if there is one.
     """
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 - gives input() its history.
     tell(HELP)
-    text = ""
+    text = complete(model, settings, "", prompt) if prompt else ""
     while (line := read_line()) is not None:
         try:
             if line.startswith("/"):

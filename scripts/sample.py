@@ -7,6 +7,7 @@
 Without --workdir: the newest run in runs/. Only text goes to standard output.
 """
 
+import contextlib
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -66,7 +67,8 @@ def sample(values: flags.FlagValues, words: list[str]) -> None:
     check_options(values, options)
     model = load(values)
     if values.interactive:
-        interactive.converse(model, options | {"seed": values.seed, "stop": values.stop})
+        settings = options | {"seed": values.seed, "stop": values.stop}
+        interactive.converse(model, settings, values.prompt or "")
         return
     pieces = model.stream(
         values.prompt,
@@ -129,7 +131,8 @@ def write(pieces: Iterable[list[str]], path: Path) -> None:
             "exists and may be written to"
         ) from error
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
     print(f"written to {path}", file=sys.stderr)
 
 

@@ -1,5 +1,6 @@
 """The command line: what works, and one sentence with status 2 for what cannot."""
 
+import errno
 import re
 import shlex
 import sys
@@ -9,6 +10,8 @@ import train
 from conftest import ROOT
 
 import gpt_jax
+from gpt_jax import config_table, training
+from gpt_jax.config import SECTIONS
 
 SMALL = [
     "--config.model.block_size=16",
@@ -29,7 +32,7 @@ def run(*flags):
 @pytest.fixture
 def no_training(monkeypatch):
     """Fails a test in which a command that should be refused begins to train."""
-    monkeypatch.setattr(train.training, "run_steps", lambda *args: pytest.fail("it trains"))
+    monkeypatch.setattr(training, "run_steps", lambda *args: pytest.fail("it trains"))
 
 
 def test_a_run_and_then_the_command_for_a_new_one(tmp_path, text_file, capsys):
@@ -58,8 +61,13 @@ def test_help_names_the_flags_and_the_command(capsys):
         (["--config.model.n_layer=x"], "n_layer.*x"),
         (["--config.model.n_layer=2.5"], "n_layer.*2.5"),
         (["--config.model.n_head=3"], "n_embd = 128.*n_head = 3"),
+        (["--config.model.n_layer=0"], r"model\.n_layer = 0"),
+        (["--config.train.batch_size=-4"], r"train\.batch_size = -4"),
         (["--config.model.dropout=1"], r"model\.dropout = 1\.0"),
+        (["--config.model.dropout=-0.1"], r"model\.dropout = -0\.1"),
         (["--config.optimizer.learning_rate=nan"], "learning_rate = nan"),
+        (["--config.optimizer.b2=inf"], "b2 = inf"),
+        (["--config.sample.top_p=0"], r"sample\.top_p = 0\.0"),
         (["--config.train.steps=50"], "warmup_steps"),
         (["--config.data.corpus=/nothing.txt"], "/nothing.txt"),
         (["--workdri=x"], "workdri.*workdir"),
@@ -100,11 +108,67 @@ def test_a_broken_config_file_is_named(content, tmp_path, capsys, no_training):
         assert "mine.py" in err or "get_config() returned" in err
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "is empty: give a text"),
+        (b"to be", r"has 5 tokens, but a window .* give 171 tokens .*characters.* or more"),
+        (b"good" * 99 + b"\xff" + b"text", "is not UTF-8: byte 0xff at offset 396"),
+    ],
+)
+def test_a_text_that_cannot_be_trained_on_is_named(content, words, capsys, tmp_path, no_training):
+    path = tmp_path / "my.txt"
+    path.write_bytes(content)
+    flags = [*SMALL, f"--config.data.corpus={path}", f"--workdir={tmp_path / 'run'}"]
+    assert run(*flags) == 2
+    err = capsys.readouterr().err
+    assert re.fullmatch(r"error: [^\n]+\n", err), err
+    assert re.search(words, err)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, text_file, capsys, monkeypatch):
+    flags = [*SMALL, f"--config.data.corpus={text_file}"]
+    (tmp_path / "file").write_text("")
+    assert run(*flags, f"--workdir={tmp_path / 'file' / 'run'}") == 2
+    assert re.fullmatch(r"error: .*file/run.*Not a directory.*\n", capsys.readouterr().err)
+
+    def read_only(*args, **kwargs):
+        raise PermissionError(errno.EACCES, "Permission denied", "runs/tiny/metrics.part")
+
+    monkeypatch.setattr(training, "Monitor", read_only)
+    assert run(*flags, f"--workdir={tmp_path / 'run'}") == 2
+    err = capsys.readouterr().err
+    assert re.fullmatch(r"error: runs/tiny/metrics.part .*Permission denied.*\n", err)
+
+
+def test_tensorboard_without_its_package_is_refused_at_once(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    assert run("--tensorboard", f"--workdir={tmp_path / 'run'}") == 2
+    assert 'pip install -e ".[tensorboard]"' in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_tensorboard_gets_its_files(tmp_path, text_file, capsys):
+    flags = [*SMALL, f"--config.data.corpus={text_file}", f"--workdir={tmp_path / 'run'}"]
+    assert run(*flags, "--tensorboard") == 0
+    assert len(list((tmp_path / "run" / "tensorboard").glob("events.*"))) == 1
+
+
+def test_help_config_shows_every_setting(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert run("--help_config") == 0
+    out = capsys.readouterr().out
+    for section in SECTIONS:
+        for row in config_table.section_rows(section):
+            assert re.search(r"\s+".join(map(re.escape, filter(None, row))), out), row
+
+
 def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys):
-    def interrupted(config, workdir):
+    def interrupted(config, workdir, tensorboard):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train.training, "train", interrupted)
+    monkeypatch.setattr(training, "train", interrupted)
     assert run() == 130
     assert "the same command goes on" in capsys.readouterr().err
 

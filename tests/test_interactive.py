@@ -1,0 +1,100 @@
+"""The interactive mode: prompts, commands, Ctrl-C."""
+
+import pytest
+import sample
+
+import gpt_jax
+
+
+@pytest.fixture
+def talk(trained, capsys, monkeypatch):
+    """What is answered to lines typed; a line that is an exception is raised instead."""
+
+    def call(*lines, flags=("--max_new_tokens=12",)):
+        typed = iter([*lines, EOFError()])
+
+        def read(prompt=""):
+            line = next(typed)
+            if isinstance(line, BaseException):
+                raise line
+            return line
+
+        monkeypatch.setattr("builtins.input", read)
+        status = sample.main(["scripts/sample.py", f"--workdir={trained}", "--interactive", *flags])
+        assert status == 0
+        return capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def model(trained):
+    return gpt_jax.load(trained)
+
+
+def test_a_prompt_is_continued_and_every_text_has_its_own_seed(talk, model):
+    out = talk("KING", "KING").out
+    texts = [model.generate("KING", max_new_tokens=12, seed=seed) for seed in (0, 1)]
+    assert out == "".join(text + "\n" for text in texts)
+    assert texts[0] != texts[1]
+
+
+def test_it_says_that_it_completes_and_does_not_chat(talk):
+    assert "completes text, it does not chat" in talk().err
+
+
+def test_enter_alone_goes_on_with_the_last_text(talk, model):
+    first = model.generate("KING", max_new_tokens=12, seed=0)
+    second = model.generate(first, max_new_tokens=12, seed=1)
+    assert talk("KING", "").out == first + "\n" + second.removeprefix(first) + "\n"
+
+
+def test_a_line_break_can_be_typed(talk, model):
+    assert talk(r"KING\nThe").out == model.generate("KING\nThe", max_new_tokens=12) + "\n"
+
+
+def test_commands_change_the_settings(talk, model):
+    out = talk("/t 2", "/k 7", "/p 0.9", "/n 5", "/s 9", "/stop zz", "KING").out
+    options = {"temperature": 2, "top_k": 7, "top_p": 0.9, "max_new_tokens": 5, "seed": 9}
+    assert out == model.generate("KING", stop="zz", **options) + "\n"
+    err = talk("/temperature 0", "/show").err
+    assert "temperature=0.0" in err
+    assert "max_new_tokens=12" in err
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("/t -1", "sample.temperature = -1.0 is out of range"),
+        ("/t warm", "temperature = 'warm' is no number"),
+        ("/k", "top_k = '' is no number"),
+        ("/s -1", "seed = -1"),
+        ("/prompt x", "/prompt is no command: /help shows them"),
+        ("Theπ", "'π' (U+03C0) at position 3"),
+    ],
+)
+def test_a_mistake_is_told_and_nothing_changes(talk, model, line, words):
+    out, err = talk(line, "KING")
+    assert "error: " in err
+    assert words in err
+    assert out == model.generate("KING", max_new_tokens=12) + "\n"
+
+
+def test_ctrl_c_stops_the_text_and_not_the_program(talk, model, monkeypatch):
+    original = gpt_jax.api.TrainedModel.stream
+
+    def interrupted(self, *args, **kwargs):
+        for number, piece in enumerate(original(self, *args, **kwargs)):
+            if number == 4:
+                raise KeyboardInterrupt
+            yield piece
+
+    monkeypatch.setattr(gpt_jax.api.TrainedModel, "stream", interrupted)
+    out, err = talk("KING", KeyboardInterrupt(), "/quit", "The")
+    assert out == model.generate("KING", max_new_tokens=3) + "\n"
+    assert "Ctrl-D leaves" in err
+
+
+def test_a_prompt_on_the_command_line_comes_first(talk, model):
+    out = talk(flags=("--max_new_tokens=12", "--prompt=KING")).out
+    assert out == model.generate("KING", max_new_tokens=12) + "\n"
