@@ -140,5 +140,5 @@ def test_every_field_is_read_by_some_module():
             read |= {ast.unparse(node) for node in nodes}
     for section in SECTIONS.values():
         for field in dataclasses.fields(section):
-            name = rf"(.*\.{section.SECTION}|c|config|options)\.{field.name}"
+            name = rf"(.*\.{section.SECTION}|c|(self\.)?config|options)\.{field.name}"
             assert any(re.fullmatch(name, text) for text in read), f"nobody reads {name}"
