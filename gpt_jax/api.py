@@ -25,6 +25,8 @@ from flax import linen as nn
 from gpt_jax import data, sampling
 from gpt_jax.checkpoint import Checkpoints
 from gpt_jax.config import (
+    ANY,
+    NOT_NEGATIVE,
     POSITIVE,
     SEED,
     Config,
@@ -35,9 +37,9 @@ from gpt_jax.config import (
     checked,
 )
 from gpt_jax.model import GPT
-from gpt_jax.run_folder import existing_record
+from gpt_jax.run_folder import existing_record, matching_tokenizer
 from gpt_jax.text_stream import TextStream
-from gpt_jax.tokenizer import Tokenizer, load_tokenizer
+from gpt_jax.tokenizer import Tokenizer
 from gpt_jax.train_step import token_losses
 
 WINDOWS_AT_ONCE = 8
@@ -55,21 +57,11 @@ def load(folder: str | os.PathLike[str], step: str | int = "best") -> "TrainedMo
     """
     workdir = Path(folder).expanduser().absolute()
     config = existing_record(workdir).config
-    tokenizer = _matching_tokenizer(config, workdir)
+    tokenizer = matching_tokenizer(workdir, config)
     with Checkpoints.for_reading(workdir / "checkpoints") as checkpoints:
         saved = checkpoints.find(str(step))
         params = checkpoints.restore_params(saved.step, _abstract_params(config.model))
     return TrainedModel(workdir, config, tokenizer, params, saved.step, saved.val_loss)
-
-
-def _matching_tokenizer(config: Config, workdir: Path) -> Tokenizer:
-    tokenizer = load_tokenizer(workdir / "tokenizer.json")
-    if tokenizer.vocab_size != config.model.vocab_size:
-        raise UserError(
-            f"{workdir / 'tokenizer.json'} has {tokenizer.vocab_size} tokens, the model of "
-            f"config.json {config.model.vocab_size}: restore the file the run began with"
-        )
-    return tokenizer
 
 
 def _abstract_params(config: GPTConfig) -> Any:
@@ -89,11 +81,12 @@ def _token_losses(config: GPTConfig, params: Any, windows_NW: jax.Array) -> jax.
 
 @partial(jax.jit, static_argnames="config")
 def _chances(config: GPTConfig, params: Any, window_T: jax.Array, length: int) -> jax.Array:
+    config = dataclasses.replace(config, matmul_dtype="float32")  # As texts are drawn.
     logits_1TV = cast(jax.Array, GPT(config).apply({"params": params}, window_T[None]))
     return jax.nn.softmax(logits_1TV[0, length - 1])
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class TrainedModel:
     """A model and all that belongs to it. Made by `load`.
 
@@ -101,7 +94,7 @@ class TrainedModel:
       workdir: the run's folder.
       config: as recorded by the run.
       params: float32 arrays under GPT-2's names.
-      step: finished updates; val_loss: held-out loss then, in nats per token (inf: not measured).
+      step: finished updates; val_loss: held-out loss then, in nats per token (inf: not known).
     """
 
     workdir: Path
@@ -115,26 +108,44 @@ class TrainedModel:
     def described_loss(self) -> str:
         """The held-out loss in words."""
         if math.isinf(self.val_loss):
-            return "held-out loss not measured"
+            return "held-out loss not known"
         return f"held-out loss {self.val_loss:.4f} nats per token"
 
     def generate(
-        self, prompt: str | None = None, *, seed: int = 0, stop: str = "", **options: Any
+        self,
+        prompt: str | None = None,
+        *,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+        stop: str = "",
     ) -> str:
         """A prompt with its continuation.
 
         Args:
-          prompt: text to continue; empty = from a line break; None = as `config.sample` says.
+          prompt: text to continue; empty = from a line break. None, here and below, is what
+            `config.sample` says.
+          max_new_tokens: tokens to add.
+          temperature: logits are divided by it; 0 = greedy.
+          top_k: draw among so many likeliest tokens; 0 = all.
+          top_p: draw among the likeliest tokens with this total chance.
           seed: the same seed gives the same text.
-          stop: the text ends before this string.
-          options: max_new_tokens, temperature (0 = greedy), top_k (0 = all), top_p, as in
-            SampleConfig; what is not given is as `config.sample` says.
+          stop: the text ends before this string; empty = it does not.
 
         Raises:
-          UserError: for a character of the prompt outside the vocabulary, or an option that is
-            unknown or out of range.
+          UserError: for a character of the prompt outside the vocabulary, or a value that is out
+            of range.
         """
-        [text] = self.generate_batch(prompt, 1, seed=seed, stop=stop, **options)
+        options = {
+            "max_new_tokens": max_new_tokens,
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+        }
+        given = {name: value for name, value in options.items() if value is not None}
+        [text] = self.generate_batch(prompt, 1, seed=seed, stop=stop, **given)
         return text
 
     def generate_batch(
@@ -146,7 +157,11 @@ class TrainedModel:
         stop: str = "",
         **options: Any,
     ) -> list[str]:
-        """Several continuations of one prompt, made together; the first is that of `generate`."""
+        """Several continuations of one prompt, made together; the first is that of `generate`.
+
+        Args:
+          options: max_new_tokens, temperature, top_k, top_p.
+        """
         pieces = self.stream(prompt, num_samples, seed=seed, stop=stop, **options)
         return ["".join(texts) for texts in zip(*pieces, strict=True)]
 
@@ -170,6 +185,8 @@ class TrainedModel:
         chosen = self.sample_config(prompt, **options)
         checked("seed", seed, int, SEED)
         checked("num_samples", num_samples, int, POSITIVE)
+        checked("piece", piece, int, NOT_NEGATIVE)
+        checked("stop", stop, str, ANY)
         ids = sampling.encode_prompt(self.tokenizer, chosen.prompt)
         texts = [TextStream(self.tokenizer, stop) for _ in range(num_samples)]
         return self._pieces(chosen, ids, texts, seed, piece)
@@ -201,8 +218,9 @@ class TrainedModel:
     def token_losses(self, text: str) -> np.ndarray:
         """-ln p of every token of `text` but the first, in nats, shape (tokens - 1,).
 
-        The text is read in windows of T tokens, as in an evaluation: a token is predicted from
-        those before it in its window. `np.exp(-losses)` are the probabilities.
+        The text is read as in an evaluation, in windows of T tokens and with the products of
+        training: a token is predicted from those before it in its window. `np.exp(-losses)` are
+        the probabilities.
 
         Raises:
           UserError: for fewer than two tokens, or a character outside the vocabulary.

@@ -15,6 +15,7 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from gpt_jax.config import UserError
+from gpt_jax.run_folder import checkpoint_folders
 
 _policies = ocp.training.preservation_policies
 
@@ -30,9 +31,13 @@ class Saved:
 class Checkpoints:
     """The checkpoints of a run. Use as a context manager; not for several threads."""
 
-    def __init__(self, folder: Path, checkpointer: ocp.training.Checkpointer) -> None:
-        """See `for_training` and `for_reading`."""
-        self._folder, self._checkpointer = folder, checkpointer
+    def __init__(self, folder: Path, remedy: str, **options: Any) -> None:
+        """See `for_training` and `for_reading`. `remedy`: of a checkpoint that cannot be read."""
+        self._folder, self._remedy = folder.absolute(), remedy
+        try:
+            self._checkpointer = ocp.training.Checkpointer(self._folder, **options)
+        except Exception as error:
+            raise self._cannot_be_read(self._folder, error) from error
 
     @classmethod
     def for_training(cls, folder: Path) -> Self:
@@ -44,11 +49,12 @@ class Checkpoints:
                 _policies.BestN(get_metric_fn=_sortable_loss, reverse=True, n=1),
             ]
         )
-        folder = folder.absolute()  # Orbax refuses relative paths, but only when it saves.
-        checkpointer = ocp.training.Checkpointer(
-            folder, preservation_policy=newest_and_best, cleanup_tmp_directories=True
+        return cls(
+            folder,
+            "move it away to go on from an older one, or use another --workdir",
+            preservation_policy=newest_and_best,
+            cleanup_tmp_directories=True,
         )
-        return cls(folder, checkpointer)
 
     @classmethod
     def for_reading(cls, folder: Path) -> Self:
@@ -57,10 +63,9 @@ class Checkpoints:
         Raises:
           UserError: when there is no checkpoint.
         """
-        folder = folder.absolute()
-        if not has_checkpoint(folder):
+        if not checkpoint_folders(folder.parent):
             raise _no_checkpoint(folder)
-        return cls(folder, ocp.training.Checkpointer(folder))
+        return cls(folder, "it is damaged, or was just replaced: try again, or choose another step")
 
     def __enter__(self) -> Self:
         return self
@@ -122,7 +127,7 @@ class Checkpoints:
         try:
             return self._checkpointer.load_checkpointables(step, {"state": abstract})["state"]
         except Exception as error:  # Orbax wraps every failure; what helps is its first cause.
-            raise self._cannot_be_restored(step, error) from error
+            raise self._cannot_be_read(self._folder / str(step), error) from error
 
     def restore_params(self, step: int, abstract: Any) -> Any:
         """The parameters alone of the state saved at `step`, laid out as `abstract` says.
@@ -135,7 +140,7 @@ class Checkpoints:
             metadata = self._checkpointer.checkpointables_metadata(step).metadata
             saved = _shapes(metadata["state"]["params"])
         except Exception as error:
-            raise self._cannot_be_restored(step, error) from error
+            raise self._cannot_be_read(self._folder / str(step), error) from error
         self._check_shapes(step, saved, _shapes(abstract))
         context = ocp.Context()
         context.pytree.loading.partial_load = True
@@ -154,16 +159,8 @@ class Checkpoints:
                 f"({'; '.join(differences[:3])}): restore the config.json the run began with"
             )
 
-    def _cannot_be_restored(self, step: int, error: Exception) -> UserError:
-        return UserError(
-            f"{self._folder / str(step)} cannot be restored ({_first_cause(error)}): "
-            "remove it to go on from an older one, or use another --workdir"
-        )
-
-
-def has_checkpoint(folder: Path) -> bool:
-    """Whether anything in `folder` has the name of a checkpoint."""
-    return any(folder.glob("[0-9]*"))
+    def _cannot_be_read(self, path: Path, error: Exception) -> UserError:
+        return UserError(f"{path} cannot be restored ({_first_cause(error)}): {self._remedy}")
 
 
 def _no_checkpoint(folder: Path) -> UserError:

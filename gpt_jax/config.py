@@ -8,6 +8,7 @@ stand here and nowhere else; together they are the tutorial's model, `configs/ti
 import dataclasses
 import difflib
 import math
+import numbers
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Self
 
@@ -52,8 +53,9 @@ def setting(default: Any, rule: Rule, meaning: str) -> Any:
 
 def checked(name: str, value: Any, expected: type[Any], rule: Rule) -> Any:
     """`value` as `expected` (an int serves as a float), or a UserError with `name` and the rule."""
-    if expected is float and type(value) is int:
-        value = float(value)
+    number = {int: numbers.Integral, float: numbers.Real}.get(expected)  # NumPy's serve, too.
+    if number and isinstance(value, number) and type(value) is not bool:
+        value = expected(value)
     if type(value) is not expected:
         raise UserError(
             f"{name} = {value!r} is not of type {expected.__name__}: {rule.text} is wanted"
@@ -81,6 +83,11 @@ class _Section:
 def check_field(section: str, name: str) -> None:
     """Raises UserError, with the nearest name, unless `section.name` is a field of `Config`."""
     _check_section(section)
+    if not name:
+        raise UserError(
+            f"config.{section} is a group of settings: change one of them, such as "
+            f"--config.{section}.{dataclasses.fields(SECTIONS[section])[0].name}"
+        )
     known = [field.name for field in dataclasses.fields(SECTIONS[section])]
     if name not in known:
         raise UserError(f"config.{section}.{name} does not exist{_nearest(name, known)}")
@@ -88,6 +95,9 @@ def check_field(section: str, name: str) -> None:
 
 def _check_section(section: str) -> None:
     if section not in SECTIONS:
+        for name, cls in SECTIONS.items():  # Perhaps it is a field, its section left out.
+            if section in [field.name for field in dataclasses.fields(cls)]:
+                raise UserError(f"config.{section} does not exist: did you mean {name}.{section}?")
         raise UserError(f"config.{section} does not exist{_nearest(section, list(SECTIONS))}")
 
 
@@ -161,7 +171,9 @@ class OptimizerConfig(_Section):
     b1: float = setting(0.9, BELOW_ONE, "decay of Adam's mean of gradients")
     b2: float = setting(0.99, BELOW_ONE, "decay of Adam's mean of squared gradients")
     weight_decay: float = setting(0.0, NOT_NEGATIVE, "decoupled decay of matrices (adamw only)")
-    grad_clip: float = setting(1.0, NOT_NEGATIVE, "largest global norm of the gradient; 0 = any")
+    grad_clip: float = setting(
+        1.0, NOT_NEGATIVE, "largest global norm of the gradient; 0 = no clipping"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -194,7 +206,7 @@ class TrainConfig(_Section):
 
 @dataclasses.dataclass(frozen=True)
 class SampleConfig(_Section):
-    """The text a run writes at its end."""
+    """How text is drawn: by a run at its end, and later unless told otherwise."""
 
     SECTION: ClassVar[str] = "sample"
 
@@ -207,7 +219,7 @@ class SampleConfig(_Section):
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig(_Section):
-    """How the work is laid over devices. Never changes what is computed."""
+    """How the work is laid over devices. Changes nothing but the order of sums."""
 
     SECTION: ClassVar[str] = "mesh"
 

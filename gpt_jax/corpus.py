@@ -18,6 +18,7 @@ from pathlib import Path
 
 from gpt_jax import play
 from gpt_jax.config import UserError
+from gpt_jax.files import replacing
 
 TINY_SHAKESPEARE_URL = (
     "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -86,7 +87,9 @@ def _tiny_shakespeare() -> str:
     print("downloading Tiny Shakespeare (1.1 MB)", file=sys.stderr)
     content = _download()
     try:
-        _write_atomically(path, content)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as file:
+            file.write(content)
     except OSError as error:
         print(
             f"note: the download is not kept, {path} cannot be written ({error})", file=sys.stderr
@@ -122,20 +125,6 @@ def _download() -> bytes:
         f"or put the file at {cache_folder() / 'tinyshakespeare.txt'}, or use "
         "--config.data.corpus=builtin"
     )
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    """Under a temporary name, then renamed: a reader finds the whole file or none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _read_files(source: str) -> str:

@@ -53,9 +53,11 @@ def evaluate(workdir: Path, which: str) -> Evaluation:
     config = dataclasses.replace(record.config, mesh=MeshConfig())
     config = config.with_values("train", microbatch_size=0)
     devices = sharding.start_devices(config.mesh, config.train.batch_size)
+    shared = -(-config.train.batch_size // len(devices)) * len(devices)
+    run = prepare(config.with_values("train", batch_size=shared), workdir, record, devices)
+    # Found and read at once: a run in progress removes checkpoints.
     with Checkpoints.for_reading(workdir / "checkpoints") as checkpoints:
         step = checkpoints.find(which).step
-        run = prepare(config, workdir, record, devices)
         params = checkpoints.restore_params(step, run.abstract.params)
     return _evaluation(run, params, step)
 
@@ -68,7 +70,7 @@ def _evaluation(run: Run, params: Any, step: int) -> Evaluation:
         tokens=evaluation_windows(run.val_tokens, run.config.model.block_size)[:, 1:].size,
         loss=loss,
         bits_per_byte=run.bits_per_byte(loss),
-        perplexity=math.exp(loss),
+        perplexity=math.exp(loss) if loss < 700 else math.inf,  # Above 709 it is no float.
         tutorial_estimate=run.tutorial_estimate(params),
         source_loss=run.source_loss(),
     )

@@ -1,5 +1,6 @@
 """What a run tells while it works: the JSON-lines log, the progress display, honest clocks."""
 
+import contextlib
 import json
 import math
 import os
@@ -13,23 +14,27 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from gpt_jax.files import replacing
+
 SILENCE_SECONDS = 30.0
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; a last line that was torn by a crash is left out."""
+    """The entries of a metrics.jsonl, up to the first line that a crash has torn."""
     if not path.exists():
         return []
     entries = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            entries.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            entry = json.loads(line)
+            if isinstance(entry, dict) and {"step", "elapsed_s"} <= entry.keys():
+                entries.append(entry)
+                continue
+        break
     return entries
 
 
-def _line(entry: dict[str, Any]) -> str:
+def json_line(entry: dict[str, Any]) -> str:
     """A line of JSON, which has no NaN and no infinity: they become null."""
     for key, value in entry.items():
         if isinstance(value, float) and not math.isfinite(value):
@@ -103,10 +108,12 @@ class RunConsole(Console):
     def on_broken_pipe(self) -> None:
         self.quiet = True
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        print(
-            "note: standard output is closed; the run goes on, and metrics.jsonl tells how",
-            file=sys.stderr,
-        )
+        with contextlib.suppress(OSError):  # stderr may be the same closed pipe.
+            print(
+                "note: standard output is closed; the run goes on, and metrics.jsonl tells how",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 class Monitor:
@@ -131,9 +138,8 @@ class Monitor:
         """
         self._path = workdir / "metrics.jsonl"
         kept = [entry for entry in read_metrics(self._path) if entry["step"] <= step]
-        temporary = self._path.with_suffix(".part")
-        temporary.write_text("".join(map(_line, kept)), encoding="utf-8")
-        temporary.replace(self._path)
+        with replacing(self._path) as file:
+            file.write("".join(map(json_line, kept)).encode("utf-8"))
         self._clock = Clock(kept[-1]["elapsed_s"] if kept else 0.0, now)
         self._last_step, self._tokens_per_step = last_step, tokens_per_step
         self._console = console or RunConsole()
@@ -182,7 +188,7 @@ class Monitor:
         if val_loss is not None:
             entry["val/loss"] = val_loss
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(_line(entry))
+            file.write(json_line(entry))
         self._listener(entry)
         self._show(entry)
 

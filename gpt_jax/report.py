@@ -12,7 +12,6 @@ Entries = Sequence[Mapping[str, Any]]
 
 TRAIN: dict[str, Any] = {"alpha": 0.5, "lw": 1}
 HELD_OUT: dict[str, Any] = {"marker": "o", "ms": 3}
-COMPARED: dict[str, str] = {"step": "step", "elapsed_s": "seconds"}
 
 
 def points(entries: Entries, x: str, y: str) -> list[tuple[float, float]]:
@@ -54,7 +53,7 @@ def draw_loss_curve(
         label = f"the play's own grammar: {source_loss:.4f}"
         axes.axhline(source_loss, color="C2", ls="--", label=label)
     _finish(axes, "step")
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, format="png")
 
 
 def draw_comparison(runs: Mapping[str, Entries], path: Path) -> None:
@@ -62,15 +61,18 @@ def draw_comparison(runs: Mapping[str, Entries], path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 5), layout="constrained")
-    for number, (x, label) in enumerate(COMPARED.items(), start=1):
+    for number, (x, label) in enumerate([("step", "step"), ("elapsed_s", "seconds")], start=1):
         axes = figure.add_subplot(1, 2, number)
         for color, (name, entries) in enumerate(runs.items()):
             color_name = f"C{color % 10}"
-            _plot(axes, points(entries, x, "train/loss"), color=color_name, **TRAIN)
             held_out = points(entries, x, "val/loss")
+            train_name = None if held_out else f"{name} (train)"
+            _plot(
+                axes, points(entries, x, "train/loss"), color=color_name, label=train_name, **TRAIN
+            )
             _plot(axes, held_out, color=color_name, label=name, **HELD_OUT)
         _finish(axes, label)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, format="png")
 
 
 def _plot(axes: "Axes", pairs: list[tuple[float, float]], **style: Any) -> None:

@@ -11,8 +11,8 @@ import numpy as np
 
 from gpt_jax import corpus, data, play, sharding
 from gpt_jax.config import Config, UserError
-from gpt_jax.run_folder import Record, check_same_corpus, write_record
-from gpt_jax.tokenizer import Tokenizer, load_tokenizer, make_tokenizer
+from gpt_jax.run_folder import Record, check_same_corpus, matching_tokenizer, write_record
+from gpt_jax.tokenizer import Tokenizer, make_tokenizer
 from gpt_jax.train_step import (
     TrainState,
     abstract_state,
@@ -143,7 +143,7 @@ def _tokenizer(
     if record is None:
         return make_tokenizer(config.data.tokenizer, text.text)
     check_same_corpus(text.sha256, record, workdir)
-    return load_tokenizer(workdir / "tokenizer.json")
+    return matching_tokenizer(workdir, record.config)
 
 
 def _resolve(config: Config, source: str, vocab_size: int, layout: sharding.BatchLayout) -> Config:

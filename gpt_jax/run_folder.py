@@ -14,7 +14,8 @@ from typing import Any
 
 from gpt_jax.config import Config, UserError
 from gpt_jax.corpus import absolute_source
-from gpt_jax.tokenizer import Tokenizer, save_tokenizer
+from gpt_jax.files import replacing
+from gpt_jax.tokenizer import Tokenizer, load_tokenizer, save_tokenizer
 
 FORMAT = 1
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -68,17 +69,31 @@ def read_record(workdir: Path) -> Record | None:
     try:
         return _parse_record(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
-        if any((workdir / "checkpoints").glob("[0-9]*")):
+        if checkpoint_folders(workdir):
             raise UserError(
-                f"{workdir} holds checkpoints but no config.json, so nobody knows of what: "
-                "restore it, or use another --workdir"
+                f"{workdir} holds checkpoints but no config.json, so their model is not known: "
+                "restore the file, or name another folder"
             ) from None
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = error if isinstance(error, UserError) else repr(error)
         raise UserError(
-            f"{path} cannot be read ({reason}): restore it, or use another --workdir"
+            f"{path} cannot be read ({error}): restore the file, or name another folder"
         ) from error
+
+
+def matching_tokenizer(workdir: Path, config: Config) -> Tokenizer:
+    """The run's tokenizer.
+
+    Raises:
+      UserError: when it cannot be read, or has another size than the model's vocabulary.
+    """
+    tokenizer = load_tokenizer(workdir / "tokenizer.json")
+    if tokenizer.vocab_size != config.model.vocab_size:
+        raise UserError(
+            f"{workdir / 'tokenizer.json'} has {tokenizer.vocab_size} tokens, the model of "
+            f"config.json {config.model.vocab_size}: restore the file the run began with"
+        )
+    return tokenizer
 
 
 def newest_run(runs: Path) -> Path:
@@ -87,13 +102,30 @@ def newest_run(runs: Path) -> Path:
     Raises:
       UserError: when there is none.
     """
-    saved = list(runs.glob("*/checkpoints/[0-9]*"))
+    saved = {
+        workdir: max(map(_saved_at, steps))
+        for workdir in runs.glob("*")
+        if (steps := checkpoint_folders(workdir))
+    }
     if not saved:
         raise UserError(
             f"there is no run with a checkpoint in {runs.absolute()}: train one "
             "(scripts/train.py), or name its folder with --workdir"
         )
-    return max(saved, key=lambda path: path.stat().st_mtime).parent.parent
+    return max(saved, key=lambda workdir: saved[workdir])
+
+
+def _saved_at(folder: Path) -> float:
+    """When a folder was last changed; long ago if it was removed meanwhile."""
+    try:
+        return folder.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def checkpoint_folders(workdir: Path) -> list[Path]:
+    """The folders of a run's checkpoints; an unfinished one has another name than its number."""
+    return [path for path in workdir.glob("checkpoints/[0-9]*") if path.name.isdecimal()]
 
 
 def existing_record(workdir: Path) -> Record:
@@ -124,7 +156,7 @@ def _parse_record(content: Any) -> Record:
 
 
 def write_record(workdir: Path, record: Record, tokenizer: Tokenizer) -> None:
-    """Writes tokenizer.json and then, under a temporary name first, config.json: it is the commit.
+    """Writes tokenizer.json and then, as a whole, config.json: it is the commit.
 
     Raises:
       UserError: when the folder cannot be made or written.
@@ -139,9 +171,8 @@ def write_record(workdir: Path, record: Record, tokenizer: Tokenizer) -> None:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         save_tokenizer(tokenizer, workdir / "tokenizer.json")
-        temporary = workdir / "config.json.part"
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        temporary.replace(workdir / "config.json")
+        with replacing(workdir / "config.json") as file:
+            file.write((json.dumps(content, indent=2) + "\n").encode("utf-8"))
     except OSError as error:
         raise UserError(
             f"{workdir} cannot be written ({error.strerror}): check it, or use another --workdir"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from absl import flags
 from ml_collections import config_flags
+from rich.console import Console
 
 from gpt_jax.config import Config, UserError, check_field, from_config_dict
 
@@ -35,8 +36,7 @@ def run(
     Returns: the exit status: 0, 2 for what the user can mend (said in one sentence on stderr), or
       130 after Ctrl-C.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # A terminal that has no Chinese shows "?".
+    _prepare_streams()
     try:
         values, words = _parse(define_flags, list(argv))
         if words and not takes_words:
@@ -46,28 +46,57 @@ def run(
         else:
             main(values, words)
         sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        print(
-            "error: standard output was closed before all was written: let its reader read to the "
-            "end, or write to a file",
-            file=sys.stderr,
-        )
-        return BAD_INPUT
-    except OSError as error:  # Of the user's disk, that no module foresaw.
-        print(
-            f"error: {error.filename or 'a file'} cannot be read or written ({error.strerror}): "
-            "check its folder, its permissions and the space left",
-            file=sys.stderr,
-        )
-        return BAD_INPUT
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (UserError, OSError) as error:
+        tell(f"error: {_explained(error)}")
         return BAD_INPUT
     except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
+        tell("\ninterrupted")
         return INTERRUPTED
     return 0
+
+
+def tell(line: str) -> None:
+    """Prints what is no result on stderr, if that is still open."""
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+
+class ResultConsole(Console):
+    """For tables on standard output: as wide as they are where nobody watches them wrap."""
+
+    def __init__(self) -> None:
+        super().__init__(markup=False, highlight=False)
+        if not self.is_terminal:
+            self.width = 1000
+
+    def on_broken_pipe(self) -> None:
+        raise  # `run` answers it for every script alike.
+
+
+def _prepare_streams() -> None:
+    """Streams that were closed outright become silent; a terminal without Chinese shows "?"."""
+    sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115
+    sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+
+
+def _explained(error: UserError | OSError) -> str:
+    """One sentence: what is wrong, and what to do."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, BrokenPipeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return (
+            "standard output was closed before all was written: let its reader read to the end, or "
+            "write to a file"
+        )
+    return (  # Something about the user's disk that no module foresaw.
+        f"{error.filename or 'a file'} cannot be read or written ({error.strerror or error}): "
+        "check its folder, its permissions and the space left"
+    )
 
 
 def _parse(
@@ -86,10 +115,11 @@ def _parse(
     flags.DEFINE_boolean("help", False, "Show this help.", short_name="h", flag_values=values)
     try:
         define_flags(values, argv)
-        rest = values(argv)[1:]
+        return values, values(argv)[1:]
     except Exception as error:  # The config file is the user's Python: anything can go wrong in it.
+        if "config" not in values and not isinstance(error, flags.Error):
+            raise
         raise UserError(_sentence(error, argv)) from error
-    return values, rest
 
 
 def define_config(values: flags.FlagValues, argv: list[str]) -> None:
@@ -133,6 +163,6 @@ def _sentence(error: Exception, argv: Sequence[str]) -> str:
     last = lines[-1].strip() or repr(error)
     last = last.strip("'") if last.count("'") % 2 else last
     if isinstance(error, flags.Error) and "Traceback" not in str(error):
-        return last
+        return f"{last.rstrip('.')} (--help shows all flags)"
     named = re.findall(r"(?:^|\0)--?config[=\0]([^\0]*)", "\0".join(argv)) or [TINY]
     return f"{named[-1]} cannot be read as a config file ({last}): mend it"

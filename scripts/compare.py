@@ -12,7 +12,6 @@ from typing import Any
 
 import command_line
 from absl import flags
-from rich.console import Console
 from rich.table import Column, Table
 
 from gpt_jax import report
@@ -38,15 +37,14 @@ def compare(values: flags.FlagValues, words: list[str]) -> None:
     if not words:
         raise UserError("no run is named: give one or more folders, such as runs/tiny runs/small")
     runs = {os.path.normpath(word): read_run(Path(word).expanduser()) for word in words}
-    Console(markup=False, highlight=False).print(table(runs))
+    command_line.ResultConsole().print(table(runs))
     curves = {name: entries for name, (_, entries) in runs.items()}
     try:
         report.draw_comparison(curves, Path(values.out).expanduser())
-    except (OSError, ValueError) as error:  # ValueError: of a picture format it does not know.
-        reason = getattr(error, "strerror", None) or error
+    except OSError as error:
         raise UserError(
-            f"--out={values.out} cannot be written ({reason}): name a .png in a folder that exists "
-            "and may be written to"
+            f"--out={values.out} cannot be written ({error.strerror}): name a file in a folder "
+            "that exists and may be written to"
         ) from error
     print(f"curves: {values.out}")
 
@@ -67,7 +65,9 @@ def read_run(workdir: Path) -> tuple[Config, list[dict[str, Any]]]:
 def table(runs: Mapping[str, tuple[Config, list[dict[str, Any]]]]) -> Table:
     """A row for each run: losses in nats per token, time, settings unlike the first's."""
     [first, *_] = [config for config, _ in runs.values()]
-    rows = Table(*COLUMNS[:-1], Column(COLUMNS[-1], overflow="fold"), box=None)
+    run, *middle, last = COLUMNS
+    folded = Column(run, overflow="fold"), Column(last, overflow="fold")
+    rows = Table(folded[0], *middle, folded[1], box=None)
     for name, (config, entries) in runs.items():
         rows.add_row(name, *figures(entries), "\n".join(differences(config, first)))
     return rows

@@ -7,7 +7,6 @@ Without --workdir: the newest run in runs/. The corpus must be where it was when
 """
 
 import dataclasses
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 import command_line
 from absl import flags
 
+from gpt_jax.metrics import json_line
 from gpt_jax.run_folder import newest_run
 
 if TYPE_CHECKING:
@@ -45,7 +45,8 @@ def evaluate(values: flags.FlagValues, words: list[str]) -> None:
     workdir = Path(values.workdir).expanduser() if values.workdir else newest_run(Path("runs"))
     found = evaluation.evaluate(workdir, values.step)
     if values.json:
-        print(json.dumps(dataclasses.asdict(found)))
+        print(f"{workdir}, step {found.step:,}", file=sys.stderr)
+        print(json_line(dataclasses.asdict(found)), end="")
     else:
         print(f"{workdir}, step {found.step:,}, held-out part of {found.corpus}")
         print(table(found))

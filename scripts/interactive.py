@@ -5,6 +5,8 @@ import dataclasses
 import sys
 from typing import TYPE_CHECKING, Any
 
+from command_line import tell
+
 from gpt_jax.config import SEED, SampleConfig, UserError, checked
 
 if TYPE_CHECKING:
@@ -35,33 +37,40 @@ def converse(model: "TrainedModel", settings: dict[str, Any], prompt: str = "") 
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 - gives input() its history.
     tell(HELP)
-    text = complete(model, settings, "", prompt) if prompt else ""
-    while (line := read_line()) is not None:
+    text, line = "", prompt or read_line()
+    while line not in (None, "/quit", "/q"):
         try:
             if line.startswith("/"):
-                if line.strip() in ("/quit", "/q"):
-                    return
                 command(model, settings, line[1:])
             else:
-                text = complete(model, settings, text, line.replace(r"\n", "\n"))
+                text = complete(model, settings, text, line)
         except UserError as error:
             tell(f"error: {error}")
-
-
-def tell(line: str) -> None:
-    """What is no text goes to stderr."""
-    print(line, file=sys.stderr)
+        line = read_line()
 
 
 def read_line() -> str | None:
-    """The next line; None at the end of input."""
+    """The next line, in which a typed \\n is a line break; None at the end of input."""
     while True:
         try:
-            return input("> " if sys.stdin.isatty() else "")
+            return _input().strip("\r").replace(r"\n", "\n")
         except EOFError:
             return None
         except KeyboardInterrupt:
             tell("\n(/quit or Ctrl-D leaves)")
+        except UnicodeDecodeError as error:
+            tell(f"error: this line is not {error.encoding}, at byte {error.start}: type it anew")
+
+
+def _input() -> str:
+    """A line of standard input, asked for where somebody types it."""
+    if sys.stdin is None:
+        raise EOFError
+    if sys.stdin.isatty() and sys.stdout.isatty():
+        return input("> ")  # Readline must know what stands before the line.
+    if sys.stdin.isatty():
+        print("> ", end="", file=sys.stderr, flush=True)
+    return input()
 
 
 def command(model: "TrainedModel", settings: dict[str, Any], line: str) -> None:
@@ -70,7 +79,7 @@ def command(model: "TrainedModel", settings: dict[str, Any], line: str) -> None:
     Raises:
       UserError: when it is unknown, or its value is.
     """
-    name, _, value = line.strip().partition(" ")
+    name, _, value = line.partition(" ")
     name = SHORT.get(name, name)
     if name == "show":
         shown = dataclasses.asdict(model.sample_config("")) | settings
@@ -88,7 +97,9 @@ def checked_value(name: str, value: str) -> Any:
     try:
         parsed = TYPES[name](value)
     except ValueError:
-        raise UserError(f"{name} = {value!r} is no number: give one, such as /{name} 1") from None
+        raise UserError(
+            f"{name} = {value!r} is not a number: give one, such as /{name} 1"
+        ) from None
     if name == "seed":
         return checked(name, parsed, int, SEED)
     if name != "stop":
@@ -108,6 +119,7 @@ def complete(model: "TrainedModel", settings: dict[str, Any], text: str, prompt:
             if prompt or whole:  # The last text stands there already.
                 print(piece, end="", flush=True)
             whole.append(piece)
-    print(flush=True)
+    with contextlib.suppress(KeyboardInterrupt):  # Of an impatient second Ctrl-C.
+        print(flush=True)
     settings["seed"] = (settings["seed"] + 1) % 2**31
     return "".join(whole)

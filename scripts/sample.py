@@ -7,7 +7,6 @@
 Without --workdir: the newest run in runs/. Only text goes to standard output.
 """
 
-import contextlib
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from absl import flags
 
 import gpt_jax
 from gpt_jax.config import POSITIVE, SEED, SampleConfig, UserError, checked
+from gpt_jax.files import replacing
 from gpt_jax.run_folder import newest_run
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
         ("workdir", "", "Folder of the run; the newest in runs/ unless given."),
         ("step", "best", "Checkpoint: best (by held-out loss), latest, or the number of a step."),
         ("prompt", None, f"Text to continue; empty = from a line break; {own}."),
-        ("stop", "", "A text ends before this string."),
+        ("stop", "", r"A text ends before this string (a blank line in a shell: $'\n\n')."),
         ("out", "", "File for all texts, in UTF-8, instead of standard output."),
     ):
         flags.DEFINE_string(name, default, meaning, flag_values=values)
@@ -85,20 +85,22 @@ def sample(values: flags.FlagValues, words: list[str]) -> None:
 
 
 def check_options(values: flags.FlagValues, options: dict[str, Any]) -> None:
-    """Refuses what is out of range before anything is loaded."""
+    """Refuses what cannot work before anything is loaded."""
     SampleConfig(**options)
     checked("seed", values.seed, int, SEED)
     checked("num_samples", values.num_samples, int, POSITIVE)
+    if values.interactive and (values.num_samples > 1 or values.out):
+        raise UserError("--interactive makes one text at a time: leave out --num_samples and --out")
 
 
 def load(values: flags.FlagValues) -> "TrainedModel":
     """The model, after telling on stderr which one it is."""
     workdir = Path(values.workdir) if values.workdir else newest_run(Path("runs"))
     model = gpt_jax.load(workdir, values.step)
-    print(f"{workdir}, step {model.step:,}: {model.described_loss}", file=sys.stderr)
+    command_line.tell(f"{workdir}, step {model.step:,}: {model.described_loss}")
     prompt = model.config.sample.prompt
-    if values.prompt is None and model.sample_config().prompt != prompt:
-        print(f"note: this model knows no {prompt!r}, the text starts freely", file=sys.stderr)
+    if values.prompt is None and not values.interactive and model.sample_config().prompt != prompt:
+        command_line.tell(f"note: the vocabulary lacks a character of {prompt!r}: no prompt")
     return model
 
 
@@ -118,22 +120,18 @@ def write(pieces: Iterable[list[str]], path: Path) -> None:
     Raises:
       UserError: when the file cannot be written; told before a text is made.
     """
-    part = path.with_name(path.name + ".part")
     try:
         if path.is_dir():
             raise IsADirectoryError(0, "it is a folder")
-        with part.open("w", encoding="utf-8", newline="") as file:
-            file.write(joined(["".join(parts) for parts in zip(*pieces, strict=True)]))
-        part.replace(path)
+        with replacing(path) as file:
+            texts = ["".join(parts) for parts in zip(*pieces, strict=True)]
+            file.write(joined(texts).encode("utf-8"))
     except OSError as error:
         raise UserError(
             f"--out={path} cannot be written ({error.strerror}): name a file in a folder that "
             "exists and may be written to"
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
-    print(f"written to {path}", file=sys.stderr)
+    command_line.tell(f"written to {path}")
 
 
 def joined(texts: list[str]) -> str:

@@ -14,8 +14,7 @@ from pathlib import Path
 
 import command_line
 from absl import flags
-from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from gpt_jax import config_table
 from gpt_jax.config import SECTIONS, Config
@@ -43,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
 
     def show_or_train(values: flags.FlagValues, words: list[str]) -> None:
         if values.help_config:
-            show_settings(Console(markup=False, highlight=False))
+            show_settings()
             return
         config = command_line.read_config(values, argv)
         workdir = Path(values.workdir or default_workdir(command_line.config_file(values)))
@@ -61,14 +60,16 @@ def train(config: Config, workdir: Path, tensorboard: bool, argv: Sequence[str])
             print(f"{workdir} is finished: {config.train.steps} steps. For a new run of the same:")
             print(f"  {new_run_command(argv, workdir)}")
     except KeyboardInterrupt:
-        print("\nthe same command goes on from the last checkpoint", file=sys.stderr)
+        command_line.tell("\nthe same command goes on from the last checkpoint")
         raise
 
 
-def show_settings(console: Console) -> None:
+def show_settings() -> None:
     """Prints every setting; one is changed by --config.<field>=<value>."""
+    console = command_line.ResultConsole()
     for section in SECTIONS:
-        table = Table(*config_table.HEADINGS, box=None)
+        field, *others = config_table.HEADINGS
+        table = Table(Column(field, no_wrap=True), *others, box=None)
         for row in config_table.section_rows(section):
             table.add_row(*row)
         console.print(table, "")

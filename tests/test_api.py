@@ -1,6 +1,7 @@
 """A trained model from Python: text in, text and losses out, the same as by hand."""
 
 import asyncio
+import dataclasses
 import json
 import shutil
 
@@ -30,7 +31,7 @@ def test_load_says_what_it_loaded(trained, run):
         for entry in read_metrics(trained / "metrics.jsonl")
         if "val/loss" in entry
     }
-    assert run.step == min(losses, key=losses.get)
+    assert run.step == min(losses, key=losses.get) == 100
     assert run.val_loss == losses[run.step]
     assert run.described_loss == f"held-out loss {run.val_loss:.4f} nats per token"
     assert gpt_jax.load(str(trained), "latest").step == gpt_jax.load(trained, 200).step == 200
@@ -111,7 +112,7 @@ def test_a_text_ends_before_the_stop_string_and_nothing_is_made_after_it(run, mo
         ({"top_p": 0.0}, r"sample\.top_p = 0\.0"),
         ({"top_p": 1.5}, r"sample\.top_p = 1\.5"),
         ({"max_new_tokens": -1}, r"sample\.max_new_tokens = -1"),
-        ({"max_tokens": 3}, r"max_tokens does not exist: did you mean max_new_tokens"),
+        ({"stop": ["x"]}, r"stop = \['x'\] is not of type str"),
         ({"seed": -1}, "seed = -1"),
         ({"seed": 1.5}, "seed = 1.5"),
     ],
@@ -121,8 +122,21 @@ def test_what_cannot_be_generated_is_told_at_the_call(run, arguments, words):
         run.generate(**arguments)
     with pytest.raises(UserError, match=words):
         run.stream(**arguments)
+
+
+def test_numbers_of_samples_and_pieces_and_names_of_options_are_checked(run):
     with pytest.raises(UserError, match="num_samples = 0"):
         run.generate_batch(num_samples=0)
+    with pytest.raises(UserError, match="piece = -1"):
+        run.stream(piece=-1)
+    with pytest.raises(UserError, match="max_tokens does not exist: did you mean max_new_tokens"):
+        run.generate_batch(max_tokens=3)
+
+
+def test_numbers_of_numpy_serve_as_pythons(run):
+    expected = run.generate(temperature=0.5, top_k=5, seed=3, max_new_tokens=9)
+    options = {"temperature": np.float64(0.5), "top_k": np.int64(5), "max_new_tokens": np.int32(9)}
+    assert run.generate(seed=np.uint8(3), **options) == expected
 
 
 @pytest.mark.parametrize("length", [2, 16, 17, 18, 300])
@@ -156,6 +170,8 @@ def test_chances_of_the_next_token(run, prompt):
     chances = [chance for _, chance in pairs]
     assert chances == sorted(chances, reverse=True)
     assert sum(chances) == pytest.approx(1, abs=1e-5)
+    half = run.config.with_values("model", matmul_dtype="bfloat16")
+    assert dataclasses.replace(run, config=half).next_token(prompt) == pairs
     greedy = run.generate(prompt, max_new_tokens=1, temperature=0)
     assert greedy == prompt + pairs[0][0]
 
@@ -222,7 +238,12 @@ def test_a_checkpoint_that_does_not_fit_its_config_is_refused(copy, name, value,
     assert "restore the" in str(error.value)
 
 
-def test_a_damaged_checkpoint_is_named(copy):
-    shutil.rmtree(copy / "checkpoints" / "200" / "state")
-    with pytest.raises(UserError, match=r"checkpoints/200 cannot be restored"):
+@pytest.mark.parametrize("part", ["state", "state/_METADATA", "metrics/metrics"])
+def test_a_damaged_checkpoint_is_named(copy, part):
+    damaged = copy / "checkpoints" / "200" / part
+    if damaged.is_dir():
+        shutil.rmtree(damaged)
+    else:
+        damaged.write_text("{")
+    with pytest.raises(UserError, match=r"cannot be restored .* try again, or choose another"):
         gpt_jax.load(copy, "latest")

@@ -54,9 +54,10 @@ def test_a_line_break_can_be_typed(talk, model):
 
 
 def test_commands_change_the_settings(talk, model):
-    out = talk("/t 2", "/k 7", "/p 0.9", "/n 5", "/s 9", "/stop zz", "KING").out
-    options = {"temperature": 2, "top_k": 7, "top_p": 0.9, "max_new_tokens": 5, "seed": 9}
-    assert out == model.generate("KING", stop="zz", **options) + "\n"
+    options = {"temperature": 2, "top_k": 7, "top_p": 0.9, "max_new_tokens": 30, "seed": 9}
+    text = model.generate("KING", **options)
+    out = talk("/t 2", "/k 7", "/p 0.9", "/n 30", "/s 9", f"/stop {text[20:24]}", "KING").out
+    assert out == text[:20] + "\n"
     err = talk("/temperature 0", "/show").err
     assert "temperature=0.0" in err
     assert "max_new_tokens=12" in err
@@ -66,8 +67,8 @@ def test_commands_change_the_settings(talk, model):
     ("line", "words"),
     [
         ("/t -1", "sample.temperature = -1.0 is out of range"),
-        ("/t warm", "temperature = 'warm' is no number"),
-        ("/k", "top_k = '' is no number"),
+        ("/t warm", "temperature = 'warm' is not a number"),
+        ("/k", "top_k = '' is not a number"),
         ("/s -1", "seed = -1"),
         ("/prompt x", "/prompt is no command: /help shows them"),
         ("Theπ", "'π' (U+03C0) at position 3"),

@@ -11,6 +11,7 @@ from conftest import ROOT
 ORDER = [
     "config",
     "config_table",
+    "files",
     "tokenizer",
     "text_stream",
     "play",
@@ -33,7 +34,7 @@ ORDER = [
     "api",
 ]
 WITHOUT_JAX = [
-    *("config", "config_table", "tokenizer", "text_stream", "play", "corpus", "data"),
+    *("config", "config_table", "files", "tokenizer", "text_stream", "play", "corpus", "data"),
     *("run_folder", "metrics", "tensorboard", "report"),
 ]
 

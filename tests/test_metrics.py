@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 
@@ -158,21 +159,15 @@ def test_a_run_goes_on_when_standard_output_is_closed(tmp_path):
         "import sys, pathlib\n"
         "from gpt_jax.metrics import Monitor\n"
         "watch = Monitor(pathlib.Path(sys.argv[1]), 0, 100, 1)\n"
-        "sys.stdin.readline()\n"
         "for _ in range(3): watch.say('x' * 100_000)\n"
-        "print('end', file=sys.stderr)"
+        "len(sys.argv) > 2 or print('end', file=sys.stderr)"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, tmp_path],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    process.stdout.close()
-    process.stdin.write("go\n")
-    process.stdin.close()
-    lines = process.stderr.read().splitlines()
-    process.stderr.close()
-    assert process.wait() == 0
-    assert lines == [
-        "note: standard output is closed; the run goes on, and metrics.jsonl tells how",
-        "end",
-    ]
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-c", code, tmp_path]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True)
+    note = "note: standard output is closed; the run goes on, and metrics.jsonl tells how"
+    assert (done.returncode, done.stderr.splitlines()) == (0, [note, "end"])
+    both = subprocess.run([*command, "quiet"], stdout=write, stderr=write)
+    os.close(write)
+    assert both.returncode == 0

@@ -1,13 +1,17 @@
 """sample.py: texts on standard output, all else on stderr, one sentence for what cannot be."""
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
+import evaluate
 import pytest
 import sample
+import train
 from conftest import ROOT
 
 import gpt_jax
@@ -32,11 +36,12 @@ def test_text_alone_is_on_standard_output(run, trained):
 
 def test_every_flag_reaches_the_model(run, trained):
     flags = ["--prompt=KING", "--max_new_tokens=50", "--temperature=1.3", "--top_k=5"]
-    flags += ["--top_p=0.9", "--seed=4", "--stop=e", "--step=200"]
-    expected = gpt_jax.load(trained, 200).generate(
-        "KING", max_new_tokens=50, temperature=1.3, top_k=5, top_p=0.9, seed=4, stop="e"
-    )
+    flags += ["--top_p=0.9", "--seed=4", "--step=200"]
+    model = gpt_jax.load(trained, 200)
+    options = {"max_new_tokens": 50, "temperature": 1.3, "top_k": 5, "top_p": 0.9, "seed": 4}
+    expected = model.generate("KING", **options)
     assert run(*flags)[1] == expected + "\n"
+    assert run(*flags, f"--stop={expected[40:44]}")[1] == expected[:40] + "\n"
 
 
 def test_temperature_0_is_greedy(run):
@@ -95,6 +100,8 @@ def test_without_workdir_the_run_saved_last_is_taken(trained, tmp_path, monkeypa
         (["--step=7"], "no step '7': choose best, latest or one of"),
         (["--promt=x"], "promt.*prompt"),
         (["ROMEO:"], "'ROMEO:' is not a flag"),
+        (["--interactive", "--num_samples=2"], "leave out --num_samples"),
+        (["--interactive", "--out=x"], "leave out .*--out"),
     ],
 )
 def test_bad_input_gets_one_sentence_and_status_2(run, flags, words):
@@ -106,11 +113,65 @@ def test_bad_input_gets_one_sentence_and_status_2(run, flags, words):
 
 def test_out_that_cannot_be_written_is_told_before_a_text_is_made(run, tmp_path, monkeypatch):
     monkeypatch.setattr(sample, "joined", lambda texts: pytest.fail("it makes a text"))
-    for path in (tmp_path, tmp_path / "no folder" / "x.txt"):
+    for path in (tmp_path, "/", tmp_path / "no folder" / "x.txt"):
         status, _, err = run(f"--out={path}")
         assert status == 2
         assert re.search(rf"error: --out={path} cannot be written .*\n", err)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_out_that_is_no_regular_file_is_written_into(run, tmp_path):
+    link = tmp_path / "link"
+    link.symlink_to("/dev/null")
+    assert run(f"--out={link}")[0] == 0
+    assert link.is_symlink()
+    assert Path("/dev/null").is_char_device()
+
+
+@pytest.mark.parametrize(("terminal", "piece"), [(True, sample.STREAMED_TOKENS), (False, 0)])
+def test_a_terminal_sees_the_text_as_it_is_made(run, monkeypatch, terminal, piece):
+    flushed, sizes = [], []
+    original = gpt_jax.api.TrainedModel.stream
+
+    def spy(*args, **kwargs):
+        sizes.append(kwargs["piece"])
+        for texts in original(*args, **kwargs):
+            flushed.append(texts)
+            yield texts
+
+    monkeypatch.setattr(gpt_jax.api.TrainedModel, "stream", spy)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+    assert run("--max_new_tokens=24")[0] == 0
+    assert sizes == [piece]
+    longest = max(len(texts[0]) for texts in flushed)
+    assert longest == 4 if terminal else longest > 4
+
+
+@pytest.mark.parametrize("script", [sample, evaluate, train])
+def test_a_run_that_was_tampered_with_is_one_sentence(script, trained, tmp_path, capsys):
+    """Its configuration, its tokenizer, or a checkpoint of another model."""
+    record = json.loads((trained / "config.json").read_text(encoding="utf-8"))
+    overrides = [
+        f"--config.{section}.{name}={value}"
+        for section, values in record["config"].items()
+        for name, value in values.items()
+    ]
+    damages = [
+        ("config.json", lambda text: text[:-20]),
+        ("tokenizer.json", lambda text: text[:-20]),
+    ]
+    if script is not train:  # Which compares the configuration it is given first.
+        damages.append(("config.json", lambda text: text.replace('"n_layer": 2', '"n_layer": 1')))
+    for number, (name, damage) in enumerate(damages):
+        copy = shutil.copytree(trained, tmp_path / str(number))
+        (copy / "samples" / "200.txt").unlink()  # So that training has something to do.
+        path = copy / name
+        path.write_text(damage(path.read_text(encoding="utf-8")), encoding="utf-8")
+        flags = [f"--workdir={copy}", *(overrides if script is train else [])]
+        assert script.main([script.__file__, *flags]) == 2
+        err = capsys.readouterr().err
+        assert re.fullmatch(r"error: [^\n]+\n", err), err
+        assert "restore the" in err
 
 
 def test_a_folder_without_a_run_is_named(run, tmp_path, monkeypatch, capsys):
@@ -123,18 +184,38 @@ def test_a_folder_without_a_run_is_named(run, tmp_path, monkeypatch, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_reader_that_stops_early_gets_what_it_reads(trained):
-    """sample.py | head -c 20"""
-    command = [sys.executable, ROOT / "scripts" / "sample.py", f"--workdir={trained}"]
-    process = subprocess.Popen(
-        [*command, "--max_new_tokens=300000"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    assert process.stdout.read(20).startswith(b"The ")
-    process.stdout.close()
-    err = process.stderr.read().decode()
-    process.stderr.close()
-    assert process.wait() == 2
-    assert re.fullmatch(r".*, step .*\nerror: standard output was closed [^\n]+\n", err), err
+@pytest.mark.parametrize("also_stderr", [False, True])
+@pytest.mark.parametrize(
+    ("script", "flags"),
+    [
+        ("sample.py", ["--workdir={run}", "--max_new_tokens=300000"]),
+        ("train.py", ["--help_config"]),
+        ("compare.py", ["{run}", "--out=/dev/null"]),
+    ],
+)
+def test_a_reader_that_stops_early_is_no_traceback(trained, script, flags, also_stderr):
+    """sample.py | head, and sample.py 2>&1 | head"""
+    command = [sys.executable, ROOT / "scripts" / script]
+    command += [flag.format(run=trained) for flag in flags]
+    read, write = os.pipe()
+    os.close(read)
+    err = write if also_stderr else subprocess.PIPE
+    process = subprocess.run(command, stdout=write, stderr=err, text=True)
+    os.close(write)
+    assert process.returncode == 2
+    if not also_stderr:
+        last = process.stderr.splitlines()[-1]
+        assert last.startswith("error: standard output was closed before all was written")
+        assert "Traceback" not in process.stderr
+
+
+def test_streams_that_are_closed_outright_are_no_traceback(trained):
+    """sample.py >&-, sample.py --interactive <&-"""
+    script = f"{sys.executable} {ROOT}/scripts/sample.py --workdir={trained} --max_new_tokens=2"
+    for command in (f"{script} >&-", f"{script} --interactive <&-"):
+        done = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert "Traceback" not in done.stderr
 
 
 def test_what_a_terminal_cannot_show_becomes_a_question_mark(trained, tmp_path):

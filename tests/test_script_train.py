@@ -58,6 +58,8 @@ def test_help_names_the_flags_and_the_command(capsys):
     [
         (["--config.model.n_layers=3"], "n_layers.*n_layer"),
         (["--config.modle.n_layer=3"], "modle.*model"),
+        (["--config.steps=3"], "config.steps does not exist: did you mean train.steps"),
+        (["--config.sample=3"], "config.sample is a group of settings"),
         (["--config.model.n_layer=x"], "n_layer.*x"),
         (["--config.model.n_layer=2.5"], "n_layer.*2.5"),
         (["--config.model.n_head=3"], "n_embd = 128.*n_head = 3"),
@@ -156,7 +158,7 @@ def test_tensorboard_gets_its_files(tmp_path, text_file, capsys):
 
 
 def test_help_config_shows_every_setting(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "80")
     assert run("--help_config") == 0
     out = capsys.readouterr().out
     for section in SECTIONS:
