@@ -23,7 +23,7 @@ from flax import linen as nn
 from jax import lax
 
 from gpt_jax.config import GPTConfig
-from gpt_jax.layers import INIT_STDDEV, Dense, contract, dropout, layer_norm, named
+from gpt_jax.layers import INIT_STDDEV, Dense, dropout, einsum, layer_norm, named
 
 KeysValues = tuple[jax.Array, jax.Array]  # (B, S, H, D) each; S is block_size.
 Cache = tuple[KeysValues, ...]  # One pair per block.
@@ -50,12 +50,13 @@ def causal_attention(
 
     Returns: shape (B, T, H, D).
     """
-    scores_BHTS = jnp.einsum("bthd,bshd->bhts", q_BTHD * q_BTHD.shape[-1] ** -0.5, k_BSHD)
+    q_BTHD = q_BTHD * q_BTHD.shape[-1] ** -0.5
+    scores_BHTS = einsum("bthd,bshd->bhts", q_BTHD, k_BSHD, "float32")
     positions_T, positions_S = start + jnp.arange(q_BTHD.shape[1]), jnp.arange(k_BSHD.shape[1])
     visible_TS = positions_S <= positions_T[:, None]
     weights_BHTS = jax.nn.softmax(jnp.where(visible_TS, scores_BHTS, -jnp.inf))
     weights_BHTS = dropout(weights_BHTS, keys_B, site, rate)
-    return jnp.einsum("bhts,bshd->bthd", weights_BHTS, v_BSHD)
+    return einsum("bhts,bshd->bthd", weights_BHTS, v_BSHD, "float32")
 
 
 def residual_stddev(config: GPTConfig) -> float:
@@ -71,17 +72,21 @@ class Attention(nn.Module):
     def setup(self) -> None:
         c = self.config
         heads = partial(
-            Dense, features=(c.n_head, c.head_dim), use_bias=c.qkv_bias, dtype=c.matmul_dtype
+            Dense,
+            spec="btc,chd->bthd",
+            features=(c.n_head, c.head_dim),
+            use_bias=c.qkv_bias,
+            dtype=c.matmul_dtype,
         )
         self.q = heads(names=("embed", "heads", "head_dim"))
         self.k = heads(names=("embed", "kv_heads", "head_dim"))
         self.v = heads(names=("embed", "kv_heads", "head_dim"))
         self.c_proj = Dense(
+            spec="bthd,hdc->btc",
             features=(c.n_embd,),
             names=("heads", "head_dim", "embed"),
             use_bias=c.bias,
             dtype=c.matmul_dtype,
-            axes=2,
             stddev=residual_stddev(c),
         )
 
@@ -108,7 +113,7 @@ class MLP(nn.Module):
 
     def setup(self) -> None:
         c = self.config
-        dense = partial(Dense, use_bias=c.bias, dtype=c.matmul_dtype)
+        dense = partial(Dense, spec="btc,cf->btf", use_bias=c.bias, dtype=c.matmul_dtype)
         self.c_fc = dense(features=(4 * c.n_embd,), names=("embed", "mlp"))
         self.c_proj = dense(features=(c.n_embd,), names=("mlp", "embed"), stddev=residual_stddev(c))
 
@@ -153,7 +158,8 @@ class GPT(nn.Module):
         self.h = [Block(c) for _ in range(c.n_layer)]
         self.ln_f = layer_norm(c)
         if not c.tie_embeddings:
-            self.lm_head = Dense((c.vocab_size,), ("embed", "vocab"), False, c.matmul_dtype)
+            names = ("embed", "vocab")
+            self.lm_head = Dense("btc,cv->btv", (c.vocab_size,), names, False, c.matmul_dtype)
 
     def __call__(self, tokens_BT: jax.Array, keys_B: jax.Array | None = None) -> jax.Array:
         """Logits of the next token at every position.
@@ -195,7 +201,7 @@ class GPT(nn.Module):
     def _logits(self, x_BTC: jax.Array) -> jax.Array:
         x_BTC = self.ln_f(x_BTC)
         if self.config.tie_embeddings:
-            return contract(x_BTC, self.wte.embedding.T, 1, self.config.matmul_dtype)
+            return einsum("btc,vc->btv", x_BTC, self.wte.embedding, self.config.matmul_dtype)
         return self.lm_head(x_BTC)
 
     def _table(self, rows: int, axis: str) -> nn.Embed:

@@ -7,7 +7,7 @@ of a window (see data.py), V vocabulary. Losses are in nats per token.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -118,6 +118,29 @@ def mean_loss_and_grads(
     return loss, grads
 
 
+def shared_loss_and_grads(
+    model: GPT, mesh: Mesh, params: Any, batch_AMW: jax.Array, keys_AM: jax.Array
+) -> tuple[jax.Array, Any]:
+    """`mean_loss_and_grads` of the whole batch, whose rows the devices of `mesh` share.
+
+    Left to the compiler, gradients are summed over the devices after every microbatch. Where each
+    device has all parameters, they are summed once, at the end: 150 ms instead of 195 for the step
+    of configs/tiny.py on 2 cores. (On other meshes, too, would be better, but XLA aborts on a
+    look-up in a sharded table where an axis is left to it and another is not: jax 0.10.2.)
+    """
+    if mesh.shape["data"] < mesh.size:
+        return mean_loss_and_grads(model, params, batch_AMW, keys_AM)
+
+    def local(params: Any, batch_AMW: jax.Array, keys_AM: jax.Array) -> tuple[jax.Array, Any]:
+        return lax.pmean(mean_loss_and_grads(model, params, batch_AMW, keys_AM), "data")
+
+    whole, rows = PartitionSpec(), PartitionSpec(None, "data")
+    shared = jax.shard_map(
+        local, mesh=mesh, in_specs=(whole, rows, rows), out_specs=whole, check_vma=False
+    )
+    return shared(params, batch_AMW, keys_AM)
+
+
 def apply_if_finite(
     ok: jax.Array, state: TrainState, params: Any, opt_state: optax.OptState
 ) -> TrainState:
@@ -136,7 +159,7 @@ def apply_if_finite(
 
 
 def make_train_step(
-    config: Config,
+    config: Config, mesh: Mesh
 ) -> Callable[[TrainState, jax.Array], tuple[TrainState, Metrics]]:
     """The pure function `train_step(state, batch_AMW) -> (state, metrics)`.
 
@@ -146,7 +169,7 @@ def make_train_step(
 
     def train_step(state: TrainState, batch_AMW: jax.Array) -> tuple[TrainState, Metrics]:
         keys_AM = row_keys(state.key, state.step, *batch_AMW.shape[:2])
-        loss, grads = mean_loss_and_grads(model, state.params, batch_AMW, keys_AM)
+        loss, grads = shared_loss_and_grads(model, mesh, state.params, batch_AMW, keys_AM)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {
@@ -178,11 +201,11 @@ def jit_train_step(
     config: Config, abstract: TrainState, layout: BatchLayout
 ) -> Callable[[TrainState, jax.Array], tuple[TrainState, Metrics]]:
     """`make_train_step`, jitted: the state in its shards and donated, the batch in its layout."""
-    shardings = state_shardings(abstract)
+    shardings, mesh = state_shardings(abstract), cast(Mesh, layout.sharding.mesh)
     return jax.jit(
-        make_train_step(config),
+        make_train_step(config, mesh),
         in_shardings=(shardings, layout.sharding),
-        out_shardings=(shardings, NamedSharding(layout.sharding.mesh, PartitionSpec())),
+        out_shardings=(shardings, NamedSharding(mesh, PartitionSpec())),
         donate_argnums=0,
     )
 

@@ -45,7 +45,7 @@ def losses(config, steps, **mesh):
     return found, state
 
 
-GOLDEN = [2.394013, 2.385474, 2.388694, 2.356800, 2.374579, 2.375077]
+GOLDEN = [2.392697, 2.384367, 2.384387, 2.350329, 2.370619, 2.361662]
 
 
 def test_golden_losses(small):
