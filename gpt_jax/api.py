@@ -10,10 +10,10 @@ Shapes: N windows, T block_size, W = T + 1, V vocabulary.
 """
 
 import dataclasses
+import functools
 import math
 import os
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from gpt_jax import data, sampling
 from gpt_jax.checkpoint import Checkpoints
@@ -74,12 +75,12 @@ def _abstract_params(config: GPTConfig) -> Any:
     )
 
 
-@partial(jax.jit, static_argnames="config")
+@functools.partial(jax.jit, static_argnames="config")
 def _token_losses(config: GPTConfig, params: Any, windows_NW: jax.Array) -> jax.Array:
     return token_losses(GPT(config), params, windows_NW)
 
 
-@partial(jax.jit, static_argnames="config")
+@functools.partial(jax.jit, static_argnames="config")
 def _chances(config: GPTConfig, params: Any, window_T: jax.Array, length: int) -> jax.Array:
     config = dataclasses.replace(config, matmul_dtype="float32")  # As texts are drawn.
     logits_1TV = cast(jax.Array, GPT(config).apply({"params": params}, window_T[None]))
@@ -195,14 +196,19 @@ class TrainedModel:
         self, chosen: SampleConfig, ids: np.ndarray, texts: list[TextStream], seed: int, piece: int
     ) -> Iterator[list[str]]:
         yield [chosen.prompt] * len(texts)
-        drawn = sampling.stream(
-            self.config.model, self.params, ids, chosen, seed, len(texts), piece
-        )
+        params = self.params if len(texts) == 1 else self._params_everywhere
+        drawn = sampling.stream(self.config.model, params, ids, chosen, seed, len(texts), piece)
         for new_BT in drawn:
             yield [text.add(new_T) for text, new_T in zip(texts, new_BT, strict=True)]
             if all(text.stopped for text in texts):
                 return
         yield [text.add([], final=True) for text in texts]
+
+    @functools.cached_property
+    def _params_everywhere(self) -> Any:
+        """The parameters on every device, which share the samples of a batch."""
+        mesh = jax.make_mesh((jax.device_count(),), ("data",), (AxisType.Auto,))
+        return jax.device_put(self.params, NamedSharding(mesh, PartitionSpec()))
 
     def sample_config(self, prompt: str | None = None, **options: Any) -> SampleConfig:
         """`config.sample` with some values replaced, checked.

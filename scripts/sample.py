@@ -17,7 +17,7 @@ import interactive
 from absl import flags
 
 import gpt_jax
-from gpt_jax.config import POSITIVE, SEED, SampleConfig, UserError, checked
+from gpt_jax.config import POSITIVE, SEED, MeshConfig, SampleConfig, UserError, checked
 from gpt_jax.files import replacing
 from gpt_jax.run_folder import newest_run
 
@@ -96,12 +96,22 @@ def check_options(values: flags.FlagValues, options: dict[str, Any]) -> None:
 def load(values: flags.FlagValues) -> "TrainedModel":
     """The model, after telling on stderr which one it is."""
     workdir = Path(values.workdir) if values.workdir else newest_run(Path("runs"))
+    if values.num_samples > 1:
+        share_cores(values.num_samples)
     model = gpt_jax.load(workdir, values.step)
     command_line.tell(f"{workdir}, step {model.step:,}: {model.described_loss}")
     prompt = model.config.sample.prompt
     if values.prompt is None and not values.interactive and model.sample_config().prompt != prompt:
         command_line.tell(f"note: the vocabulary lacks a character of {prompt!r}: no prompt")
     return model
+
+
+def share_cores(num_samples: int) -> None:
+    """Makes each core a device, before JAX starts: they share the samples."""
+    from gpt_jax import sharding
+
+    count = min(sharding.usable_cores(), num_samples)
+    sharding.start_devices(MeshConfig(cpu_devices=count), num_samples)
 
 
 def show(pieces: Iterable[list[str]]) -> None:

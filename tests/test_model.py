@@ -288,4 +288,4 @@ def test_decoding_in_pieces_gives_the_logits_of_the_whole(config, pieces, dtype,
 
 def test_the_cache_has_a_place_for_every_position_of_every_block(config):
     cache = init_cache(dataclasses.replace(config, n_layer=3), 5)
-    assert [k.shape for k, _ in cache] == [v.shape for _, v in cache] == [(5, 16, 2, 8)] * 3
+    assert [k.shape for k, _ in cache] == [v.shape for _, v in cache] == [(5, 2, 16, 8)] * 3
