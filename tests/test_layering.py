@@ -32,6 +32,8 @@ ORDER = [
     "report",
     "training",
     "api",
+    "benchmark",
+    "compilation_cache",
 ]
 WITHOUT_JAX = [
     *("config", "config_table", "files", "tokenizer", "text_stream", "play", "corpus", "data"),

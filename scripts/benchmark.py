@@ -1,0 +1,149 @@
+"""Times training, sampling, or starting.
+
+    python scripts/benchmark.py --mode=train --config=configs/tiny.py
+    python scripts/benchmark.py --mode=sample --num_samples=64 --json
+    python scripts/benchmark.py --mode=start
+
+Run it beside what you compare with, in alternation: machines are noisy, ratios less so.
+"""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import command_line
+from absl import flags
+
+from gpt_jax.config import POSITIVE, Config, UserError, checked
+
+SCRIPTS = Path(__file__).parent
+
+
+def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
+    """What is timed, and how it is told."""
+    command_line.define_config(values, argv)
+    flags.DEFINE_enum(
+        "mode", "train", ["train", "sample", "start"], "What is timed.", flag_values=values
+    )
+    for name, default, meaning in (
+        ("batch_size", 0, "Windows per step; the config's unless given (train)."),
+        ("steps", 50, "Steps that are timed (train)."),
+        ("num_samples", 1, "Texts at once (sample)."),
+        ("tokens", 1000, "Tokens of a text (sample)."),
+    ):
+        flags.DEFINE_integer(name, default, meaning, flag_values=values)
+    flags.DEFINE_boolean("json", False, "Print one JSON object a line.", flag_values=values)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the script with a command line, the script's name first. Returns the exit status."""
+
+    def benchmark(values: flags.FlagValues, words: list[str]) -> None:
+        config = command_line.read_config(values, argv)
+        for name in ("steps", "num_samples", "tokens"):
+            checked(name, values[name].value, int, POSITIVE)
+        if values.batch_size:
+            config = config.with_values("train", batch_size=values.batch_size)
+        for figures in measure(values, config):
+            tell(figures | {"config": command_line.config_file(values)}, values.json)
+
+    return command_line.run(benchmark, define_flags, argv, __doc__ or "")
+
+
+def measure(values: flags.FlagValues, config: Config) -> list[dict[str, Any]]:
+    """The figures of the chosen mode."""
+    if values.mode == "start":
+        return start(command_line.config_file(values))
+    from gpt_jax import benchmark  # Not before flags were read: it loads JAX.
+
+    if values.mode == "train":
+        return [benchmark.train(config, values.steps)]
+    # One text is one device's.
+    if values.num_samples == 1:
+        config = config.with_values("mesh", cpu_devices=1)
+    return [benchmark.sample(config, values.num_samples, values.tokens)]
+
+
+def tell(figures: dict[str, Any], as_json: bool) -> None:
+    """One JSON object, or a line for each figure."""
+    if as_json:
+        print(json.dumps(figures), flush=True)
+    else:
+        print("\n".join(f"  {name:<20} {value}" for name, value in figures.items()), flush=True)
+
+
+def start(config_file: str) -> list[dict[str, Any]]:
+    """Seconds from the command to the first step and to the first character, two starts of each.
+
+    In folders of their own: the first start compiles, the second finds what it kept.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        steps = [first_step(config_file, folder / f"run{number}") for number in (1, 2)]
+        characters = [first_character(folder / "run1") for _ in (1, 2)]
+    return [
+        {"mode": "start", "until": until, "start": number, "seconds": round(seconds, 2)}
+        for until, both in (("first step", steps), ("first character", characters))
+        for number, seconds in enumerate(both, start=1)
+    ]
+
+
+def first_step(config_file: str, run: Path) -> float:
+    """Seconds until train.py has logged its first step. Stops it after its first checkpoint."""
+    flags = ["data.corpus=builtin", "train.log_every=1", "train.checkpoint_every=1"]
+    overrides = [f"--config.{flag}" for flag in flags]
+    command = ["train.py", f"--config={config_file}", *overrides, f"--workdir={run}"]
+    log = run / "metrics.jsonl"
+    with started(command, run.parent) as (process, begin):
+        wait_until(lambda: log.exists() and log.stat().st_size > 0, process)
+        seconds = time.perf_counter() - begin
+        wait_until((run / "checkpoints" / "1").exists, process)
+    return seconds
+
+
+def first_character(run: Path) -> float:
+    """Seconds until sample.py has written something."""
+    with started(["sample.py", f"--workdir={run}", "--prompt="], run.parent) as (process, begin):
+        assert process.stdout is not None
+        process.stdout.read(1)
+        return time.perf_counter() - begin
+
+
+@contextlib.contextmanager
+def started(command: list[str], folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], float]]:
+    """A script in a process of its own, caches in `folder`, and when it began; killed at last."""
+    begin = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, str(SCRIPTS / command[0]), *command[1:]],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"GPT_JAX_CACHE": str(folder / "cache")},
+    )
+    try:
+        yield process, begin
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def wait_until(happened: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
+    """Looks every few milliseconds.
+
+    Raises:
+      UserError: when the process ends first.
+    """
+    while not happened():
+        if process.poll() is not None:
+            raise UserError("the script ended before its first step: run it by itself to see why")
+        time.sleep(0.005)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
