@@ -36,14 +36,28 @@ RULES: dict[str, tuple[str, ...]] = {
 }
 
 # A microbatch of about 256 tokens per core keeps its activations in cache: the step of
-# configs/tiny.py on 2 cores takes 207 ms, with 128, 512, 1024 or all 2048 tokens at once 271, 208,
-# 240 and 292 ms (and on one device, all 4096 at once, 334 ms).
+# configs/tiny.py on 2 cores takes 126 ms, with 128, 512 or 1024 tokens at once 172, 148 and 167 ms.
 CPU_MICROBATCH_TOKENS = 256
 
 
+# More devices than this in one process take long to compile for and wait for one another.
+MAX_CPU_DEVICES = 16
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+
+
 def usable_cores() -> int:
-    """The cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    """The cores this process may use, MAX_CPU_DEVICES at most: by affinity and container quota."""
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return max(1, min(cores, container_cores(CPU_QUOTA) or cores, MAX_CPU_DEVICES))
+
+
+def container_cores(path: Path) -> int | None:
+    """The whole cores a container's quota allows (cgroup v2: "quota period"); None without one."""
+    try:
+        quota, period = path.read_text().split()
+        return max(1, int(quota) // int(period))
+    except (OSError, ValueError):  # There is no such file, or it says "max".
+        return None
 
 
 def _largest_divisor(number: int, most: int) -> int:

@@ -161,3 +161,18 @@ def test_auto_dtype_of_accelerators():
 )
 def test_a_cpu_has_bfloat16_if_its_flags_say_so(flags, expected):
     assert sharding.cpu_has_bfloat16(flags) == expected
+
+
+@pytest.mark.parametrize(
+    ("content", "cores"),
+    [("max 100000", None), ("200000 100000", 2), ("250000 100000", 2), ("50000 100000", 1)],
+)
+def test_the_quota_of_a_container_limits_the_cores(content, cores, tmp_path, monkeypatch):
+    path = tmp_path / "cpu.max"
+    assert sharding.container_cores(path) is None
+    path.write_text(content + "\n")
+    assert sharding.container_cores(path) == cores
+    monkeypatch.setattr(sharding, "CPU_QUOTA", path)
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(64)), raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    assert sharding.usable_cores() == (cores or sharding.MAX_CPU_DEVICES)

@@ -200,3 +200,11 @@ def test_held_out_loss_counts_every_window_once(small, devices):
     )
     assert actual == pytest.approx(float(each.mean()), rel=1e-6)
     assert actual == train_step.mean_loss(eval_step, state.params, cut, layout)
+
+
+def test_gradients_are_summed_over_devices_once_and_not_for_every_microbatch(small):
+    state, step, layout = setting(small, cpu_devices=4)
+    text = step.lower(state, layout.place(windows(small, 0))).compile().as_text()
+    sums = [line for line in text.splitlines() if " all-reduce(" in line]
+    assert sums
+    assert not any("while/body" in line for line in sums)
