@@ -4,7 +4,8 @@
     print(run.generate("ROMEO:", max_new_tokens=200))
     print(run.loss("To be, or not to be"))
 
-Needs the run's folder and nothing else: no corpus, no flags, one device.
+Needs the run's folder and nothing else: no corpus, no flags. The model is on the first device;
+where there are more, they share the samples of a batch.
 
 Shapes: N windows, T block_size, W = T + 1, V vocabulary.
 """
@@ -18,10 +19,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from gpt_jax import data, sampling
 from gpt_jax.checkpoint import Checkpoints
@@ -32,6 +31,7 @@ from gpt_jax.config import (
     SEED,
     Config,
     GPTConfig,
+    MeshConfig,
     SampleConfig,
     UserError,
     check_field,
@@ -39,9 +39,10 @@ from gpt_jax.config import (
 )
 from gpt_jax.model import GPT
 from gpt_jax.run_folder import existing_record, matching_tokenizer
+from gpt_jax.sharding import make_mesh
 from gpt_jax.text_stream import TextStream
 from gpt_jax.tokenizer import Tokenizer
-from gpt_jax.train_step import token_losses
+from gpt_jax.train_step import abstract_state, token_losses
 
 WINDOWS_AT_ONCE = 8
 
@@ -61,18 +62,9 @@ def load(folder: str | os.PathLike[str], step: str | int = "best") -> "TrainedMo
     tokenizer = matching_tokenizer(workdir, config)
     with Checkpoints.for_reading(workdir / "checkpoints") as checkpoints:
         saved = checkpoints.find(str(step))
-        params = checkpoints.restore_params(saved.step, _abstract_params(config.model))
+        alone = make_mesh(MeshConfig(), jax.local_devices()[:1])
+        params = checkpoints.restore_params(saved.step, abstract_state(config, alone).params)
     return TrainedModel(workdir, config, tokenizer, params, saved.step, saved.val_loss)
-
-
-def _abstract_params(config: GPTConfig) -> Any:
-    """Shapes and dtypes of the parameters, all on the first device; allocates nothing."""
-    tokens_BT = jnp.zeros((1, 1), jnp.int32)
-    boxed = jax.eval_shape(lambda: GPT(config).init(jax.random.key(0), tokens_BT)["params"])
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), nn.unbox(boxed)
-    )
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -162,6 +154,9 @@ class TrainedModel:
 
         Args:
           options: max_new_tokens, temperature, top_k, top_p.
+
+        Raises:
+          UserError: as `generate`, and for an option that does not exist.
         """
         pieces = self.stream(prompt, num_samples, seed=seed, stop=stop, **options)
         return ["".join(texts) for texts in zip(*pieces, strict=True)]
@@ -182,6 +177,9 @@ class TrainedModel:
           piece: most tokens at a time; 0 = as many as the window has room for.
 
         Yields: as many strings as samples, the next part of each.
+
+        Raises:
+          UserError: as `generate_batch`, at the call and not at the first piece.
         """
         chosen = self.sample_config(prompt, **options)
         checked("seed", seed, int, SEED)
@@ -207,7 +205,7 @@ class TrainedModel:
     @functools.cached_property
     def _params_everywhere(self) -> Any:
         """The parameters on every device, which share the samples of a batch."""
-        mesh = jax.make_mesh((jax.device_count(),), ("data",), (AxisType.Auto,))
+        mesh = make_mesh(MeshConfig(), jax.local_devices())
         return jax.device_put(self.params, NamedSharding(mesh, PartitionSpec()))
 
     def sample_config(self, prompt: str | None = None, **options: Any) -> SampleConfig:
@@ -252,11 +250,15 @@ class TrainedModel:
         return np.asarray(_token_losses(self.config.model, self.params, filled))[: len(windows_NW)]
 
     def loss(self, text: str) -> float:
-        """Mean of `token_losses`, in nats per token."""
+        """Mean of `token_losses`, in nats per token. Raises UserError as it does."""
         return float(self.token_losses(text).mean(dtype=np.float64))
 
     def next_token(self, prompt: str) -> list[tuple[str, float]]:
-        """Every token with its probability right after `prompt`, the likeliest first."""
+        """Every token with its probability right after `prompt`, the likeliest first.
+
+        Raises:
+          UserError: for a character of the prompt outside the vocabulary.
+        """
         size = self.config.model.block_size
         ids = sampling.encode_prompt(self.tokenizer, prompt)[-size:]
         window_T = np.pad(ids, (0, size - len(ids)))

@@ -123,7 +123,7 @@ class GPTConfig(_Section):
     tie_embeddings: bool = setting(False, ANY, "the head reuses the token embedding")
     matmul_dtype: str = setting(
         "auto", one_of("auto", "float32", "bfloat16"),
-        "factors of the matrix products (sums are float32); auto = bfloat16 where hardware has it",
+        "factors of products with parameters; auto = bfloat16 if the hardware has it, else float32",
     )  # fmt: skip
 
     def __post_init__(self) -> None:

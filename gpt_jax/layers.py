@@ -59,12 +59,12 @@ def random_bits(key: jax.Array, site: int, shape: tuple[int, ...]) -> jax.Array:
     configs/tiny.py; this is computed where it is used and takes next to nothing. The constants and
     shifts are those of MurmurHash3's finaliser (Appleby, public domain); one half of the key enters
     before it and the other half way.
+
+    Returns: uint32, of `shape`.
     """
     low, high = jax.random.key_data(key)
-    low, high = (
-        low + np.uint32(0x9E3779B1 * site & 0xFFFFFFFF),
-        high ^ np.uint32(0x85EBCA77 * site & 0xFFFFFFFF),
-    )
+    low = low + np.uint32(0x9E3779B1 * site % 2**32)
+    high = high ^ np.uint32(0x85EBCA77 * site % 2**32)
     x = lax.iota(jnp.uint32, math.prod(shape)).reshape(shape) * np.uint32(0x9E3779B9) + low
     x = (x ^ (x >> 16)) * np.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13) ^ high) * np.uint32(0xC2B2AE35)

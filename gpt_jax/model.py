@@ -5,7 +5,8 @@
     logits = lm_head(ln_f(x))
 
 Names of modules and parameters are GPT-2's; queries, keys and values are separate. Parameters, the
-residual stream, softmax and logits are float32; factors of matrix products are of `matmul_dtype`.
+residual stream, softmax and logits are float32; factors of products with parameters are of
+`matmul_dtype`.
 
 Every module has `__call__`, the training model over whole windows, and, where positions meet,
 `decode`: the same for tokens that follow others, whose keys and values lie in a cache.
@@ -46,7 +47,8 @@ def causal_attention(
 ) -> jax.Array:
     """softmax(q k / sqrt(D)) v over the positions up to one's own; dropout on the weights.
 
-    `start` is the position of the first query among the keys.
+    `start` is the position of the first query among the keys. The products are float32: XLA:CPU
+    cannot run one of the backward ones in bfloat16 (jax 0.10.2).
 
     Returns: shape (B, T, H, D).
     """

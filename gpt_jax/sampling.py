@@ -84,7 +84,7 @@ def _decode(
 def fill(
     config: GPTConfig, params: Any, cache: Cache, tokens_BP: jax.Array, start: jax.Array
 ) -> Cache:
-    """The cache with the keys and values of P tokens that stand at `start` and after. Donated."""
+    """The cache (donated) with the keys and values of tokens that stand at `start` and after."""
     return _decode(config, params, tokens_BP, cache, start)[1]
 
 
@@ -113,7 +113,7 @@ def extend(
     Args:
       cache: of the tokens before it; donated.
       count: at most T - start.
-      u_BT: uniform numbers, the first `count` of a row for its tokens.
+      u_BT: uniform numbers, that of the token drawn after position t at t.
 
     Returns: the ids, shape (B, T) of which `count` columns count, and the cache.
     """
@@ -123,7 +123,7 @@ def extend(
     ) -> tuple[jax.Array, Cache, jax.Array]:
         last_B, cache, new_BT = carry
         logits_B1V, cache = _decode(config, params, last_B[:, None], cache, start + i)
-        u_B = lax.dynamic_index_in_dim(u_BT, i, 1, keepdims=False)
+        u_B = lax.dynamic_index_in_dim(u_BT, start + i, 1, keepdims=False)
         sample = jax.vmap(sample_token, (0, 0, None, None, None))
         last_B = sample(logits_B1V[:, 0], u_B, temperature, top_k, top_p)
         return last_B, cache, lax.dynamic_update_slice_in_dim(new_BT, last_B[:, None], i, 1)
@@ -135,9 +135,10 @@ def extend(
 
 @partial(jax.jit, static_argnames=("rows", "count"))
 def uniforms(seed: jax.Array, rows: int, first: jax.Array, count: int) -> jax.Array:
-    """A number in [0, 1) for tokens `first` and on of every sample, shape (rows, count).
+    """A number in [0, 1) for `count` tokens from `first` on of every sample, shape (rows, count).
 
-    Of token j of sample i by fold_in(fold_in(key(seed), i), j), whatever else is drawn.
+    Of token j of sample i by fold_in(fold_in(key(seed), i), j), whatever else is drawn. `first` may
+    be negative: nobody draws those tokens.
     """
 
     def one(i: jax.Array, j: jax.Array) -> jax.Array:
@@ -177,12 +178,12 @@ def stream(
     prompt = np.asarray(prompt_ids[-config.block_size :], np.int32)
     window, cache, drawn = np.tile(prompt, (rows, 1)), None, 0
     while drawn < options.max_new_tokens:
+        start = window.shape[1] - 1
         if cache is None:
             cache = _filled(config, params, window[:, :-1], place)
-        start = window.shape[1] - 1
+            u_BT = place(uniforms(seed, rows, drawn - start, config.block_size))
         count = min(config.block_size - start, options.max_new_tokens - drawn)
         count = min(count, piece or count)
-        u_BT = place(uniforms(seed, rows, drawn, config.block_size))
         new_BT, cache = extend(
             config, params, cache, place(window[:, -1]), start, count, u_BT,
             options.temperature, options.top_k, options.top_p,

@@ -141,19 +141,19 @@ def finish(run: Run, state: TrainState, monitor: Monitor) -> None:
         f"(tutorial_estimate {run.tutorial_estimate(state.params):.4f}: to compare with the "
         "tutorial, nothing else)"
     )
-    text = _sample(run, state)
-    if not text.startswith(run.config.sample.prompt):
+    prompt = sampling.known_prompt(run.tokenizer, run.config.sample.prompt)
+    if prompt != run.config.sample.prompt:
         monitor.say("(without sample.prompt: the vocabulary lacks a character of it)")
+    text = _sample(run, state, prompt)
     path = _sample_path(run.workdir, int(state.step))
     path.parent.mkdir(exist_ok=True)
     path.write_text(text + "\n", encoding="utf-8")
     monitor.say(f"a sample at temperature {run.config.sample.temperature}:\n\n{text}")
 
 
-def _sample(run: Run, state: TrainState) -> str:
-    """The prompt and its continuation; where the vocabulary lacks the prompt, without it."""
+def _sample(run: Run, state: TrainState, prompt: str) -> str:
+    """The prompt and its continuation."""
     c = run.config
-    prompt = sampling.known_prompt(run.tokenizer, c.sample.prompt)
     ids = sampling.encode_prompt(run.tokenizer, prompt)
     params = jax.device_put(state.params, run.device)
     [new] = sampling.generate(c.model, params, ids, c.sample, seed=c.train.seed)

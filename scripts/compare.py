@@ -1,7 +1,9 @@
 """Compares runs: a table, and a picture of their losses against steps and against seconds.
 
-python scripts/compare.py runs/tiny runs/small
-python scripts/compare.py runs/* --out=compare.png
+    python scripts/compare.py runs/tiny runs/small
+    python scripts/compare.py runs/* --out=compare.png
+
+A run's name is its folder. Held-out losses are marked with dots, training losses are thin lines.
 """
 
 import os

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 SHORT = {"t": "temperature", "k": "top_k", "p": "top_p", "n": "max_new_tokens", "s": "seed"}
 TYPES: dict[str, type] = {
-    field.name: type(field.default) for field in dataclasses.fields(SampleConfig)
+    field.name: type(field.default)
+    for field in dataclasses.fields(SampleConfig)
+    if field.name != "prompt"
 } | {"seed": int, "stop": str}
 
 HELP = r"""This model completes text, it does not chat: type the beginning of one.
@@ -83,10 +85,10 @@ def command(model: "TrainedModel", settings: dict[str, Any], line: str) -> None:
     name = SHORT.get(name, name)
     if name == "show":
         shown = dataclasses.asdict(model.sample_config("")) | settings
-        tell("  ".join(f"{key}={shown[key]!r}" for key in TYPES if key != "prompt"))
+        tell("  ".join(f"{key}={shown[key]!r}" for key in TYPES))
     elif name == "help":
         tell(HELP)
-    elif name in TYPES and name != "prompt":
+    elif name in TYPES:
         settings[name] = checked_value(name, value)
     else:
         raise UserError(f"/{name} is no command: /help shows them")
