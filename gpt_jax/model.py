@@ -12,7 +12,7 @@ Every module has `__call__`, the training model over whole windows, and, where p
 `decode`: the same for tokens that follow others, whose keys and values lie in a cache.
 
 Shapes (the suffix of a name): B rows of a batch, T time, S time of the keys, C width (n_embd),
-H heads, D width of a head, F width of the MLP (4 C), V vocabulary.
+H heads, N rows times heads, D width of a head, F width of the MLP (4 C), V vocabulary.
 """
 
 import math
@@ -23,42 +23,23 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
+from gpt_jax.attention import cached_attention, causal_attention
 from gpt_jax.config import GPTConfig
-from gpt_jax.layers import INIT_STDDEV, Dense, dropout, einsum, layer_norm, named
+from gpt_jax.layers import INIT_STDDEV, Dense, LayerNorm, dropout, einsum, gelu, named
 
-KeysValues = tuple[jax.Array, jax.Array]  # (B, H, S, D) each; S is block_size.
+KeysValues = tuple[jax.Array, jax.Array]  # (N, S, D) each; S is block_size.
 Cache = tuple[KeysValues, ...]  # One pair per block.
 
 
 def init_cache(config: GPTConfig, rows: int) -> Cache:
-    """An empty cache for `rows` rows: zeros, and none of them is read before it is written."""
-    shape = (rows, config.n_head, config.block_size, config.head_dim)
-    return tuple((jnp.zeros(shape), jnp.zeros(shape)) for _ in range(config.n_layer))
+    """An empty cache for `rows` rows: zeros, and none of them is read before it is written.
 
-
-def causal_attention(
-    q_BTHD: jax.Array,
-    k_BSHD: jax.Array,
-    v_BSHD: jax.Array,
-    keys_B: jax.Array | None = None,
-    site: int = 0,
-    rate: float = 0.0,
-    start: jax.Array | int = 0,
-) -> jax.Array:
-    """softmax(q k / sqrt(D)) v over the positions up to one's own; dropout on the weights.
-
-    `start` is the position of the first query among the keys. The products are float32: XLA:CPU
-    cannot run one of the backward ones in bfloat16 (jax 0.10.2).
-
-    Returns: shape (B, T, H, D).
+    Rows and heads are one axis: with two, XLA:CPU copies the cache of a single row at every token
+    (attention of configs/tiny.py took 37 us a token and not 11), and with the positions before the
+    heads that of several rows, too.
     """
-    q_BTHD = q_BTHD * q_BTHD.shape[-1] ** -0.5
-    scores_BHTS = einsum("bthd,bshd->bhts", q_BTHD, k_BSHD, "float32")
-    positions_T, positions_S = start + jnp.arange(q_BTHD.shape[1]), jnp.arange(k_BSHD.shape[1])
-    visible_TS = positions_S <= positions_T[:, None]
-    weights_BHTS = jax.nn.softmax(jnp.where(visible_TS, scores_BHTS, -jnp.inf))
-    weights_BHTS = dropout(weights_BHTS, keys_B, site, rate)
-    return einsum("bhts,bshd->bthd", weights_BHTS, v_BSHD, "float32")
+    shape = (rows * config.n_head, config.block_size, config.head_dim)
+    return tuple((jnp.zeros(shape), jnp.zeros(shape)) for _ in range(config.n_layer))
 
 
 def residual_stddev(config: GPTConfig) -> float:
@@ -95,23 +76,28 @@ class Attention(nn.Module):
     def __call__(self, x_BTC: jax.Array, keys_B: jax.Array | None, site: int) -> jax.Array:
         rate = self.config.dropout
         q_BTHD, k_BTHD, v_BTHD = self.q(x_BTC), self.k(x_BTC), self.v(x_BTC)
-        y_BTHD = causal_attention(q_BTHD, k_BTHD, v_BTHD, keys_B, site, rate)
+        dtype = self.config.matmul_dtype
+        y_BTHD = causal_attention(q_BTHD, k_BTHD, v_BTHD, keys_B, site, rate, dtype)
         return dropout(self.c_proj(y_BTHD), keys_B, site + 1, rate)
 
     def decode(
         self, x_BTC: jax.Array, cache: KeysValues, start: jax.Array
     ) -> tuple[jax.Array, KeysValues]:
-        """Writes the keys and values of x into the cache at `start`, and attends over the cache.
+        """Writes the keys and values of x into the cache at `start`, and attends over the cache."""
+        heads = [dense(x_BTC).swapaxes(1, 2) for dense in (self.q, self.k, self.v)]
+        q_NTD, k_NTD, v_NTD = (x.reshape(-1, *x.shape[2:]) for x in heads)
+        k_NSD = lax.dynamic_update_slice_in_dim(cache[0], k_NTD, start, axis=1)
+        v_NSD = lax.dynamic_update_slice_in_dim(cache[1], v_NTD, start, axis=1)
+        y_NTD = cached_attention(q_NTD, k_NSD, v_NSD, start)
+        y_BTC = y_NTD.reshape(heads[0].shape).swapaxes(1, 2).reshape(x_BTC.shape)
+        return self._project(y_BTC), (k_NSD, v_NSD)
 
-        The cache has the heads before the positions, as the products want it: with positions first
-        every token copied all of it, half of the time of 64 samples.
-        """
-        k_BHTD, v_BHTD = self.k(x_BTC).swapaxes(1, 2), self.v(x_BTC).swapaxes(1, 2)
-        k_BHSD = lax.dynamic_update_slice_in_dim(cache[0], k_BHTD, start, axis=2)
-        v_BHSD = lax.dynamic_update_slice_in_dim(cache[1], v_BHTD, start, axis=2)
-        k_BSHD, v_BSHD = k_BHSD.swapaxes(1, 2), v_BHSD.swapaxes(1, 2)
-        y_BTHD = causal_attention(self.q(x_BTC), k_BSHD, v_BSHD, start=start)
-        return self.c_proj(y_BTHD), (k_BHSD, v_BHSD)
+    def _project(self, y_BTC: jax.Array) -> jax.Array:
+        """`c_proj` of joined heads: with heads apart, XLA:CPU transposes the kernel at every token,
+        11 of 160 us."""
+        kernel = self.c_proj.variables["params"]["kernel"].reshape(-1, self.config.n_embd)
+        y_BTC = einsum("btc,ce->bte", y_BTC, kernel, self.config.matmul_dtype)
+        return y_BTC + self.c_proj.variables["params"].get("bias", 0.0)
 
 
 class MLP(nn.Module):
@@ -126,7 +112,7 @@ class MLP(nn.Module):
         self.c_proj = dense(features=(c.n_embd,), names=("mlp", "embed"), stddev=residual_stddev(c))
 
     def __call__(self, x_BTC: jax.Array, keys_B: jax.Array | None, site: int) -> jax.Array:
-        h_BTF = jax.nn.gelu(self.c_fc(x_BTC), approximate=False)
+        h_BTF = gelu(self.c_fc(x_BTC))
         return dropout(self.c_proj(h_BTF), keys_B, site, self.config.dropout)
 
 
@@ -138,8 +124,8 @@ class Block(nn.Module):
     SITES = 3  # Places where a block drops out: attention weights and the two outputs.
 
     def setup(self) -> None:
-        self.ln_1, self.attn = layer_norm(self.config), Attention(self.config)
-        self.ln_2, self.mlp = layer_norm(self.config), MLP(self.config)
+        self.ln_1, self.attn = LayerNorm(self.config.bias), Attention(self.config)
+        self.ln_2, self.mlp = LayerNorm(self.config.bias), MLP(self.config)
 
     def __call__(self, x_BTC: jax.Array, keys_B: jax.Array | None, site: int) -> jax.Array:
         x_BTC = x_BTC + self.attn(self.ln_1(x_BTC), keys_B, site)
@@ -164,7 +150,7 @@ class GPT(nn.Module):
         self.wte = self._table(c.vocab_size, "vocab")
         self.wpe = self._table(c.block_size, "length")
         self.h = [Block(c) for _ in range(c.n_layer)]
-        self.ln_f = layer_norm(c)
+        self.ln_f = LayerNorm(c.bias)
         if not c.tie_embeddings:
             names = ("embed", "vocab")
             self.lm_head = Dense("btc,cv->btv", (c.vocab_size,), names, False, c.matmul_dtype)

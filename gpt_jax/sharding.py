@@ -173,7 +173,9 @@ def make_batch_layout(config: Config, mesh: Mesh) -> BatchLayout:
 def _choose_microbatch(config: Config, mesh: Mesh, local: int) -> int:
     if mesh.devices.flat[0].platform != "cpu":
         return local
-    return _largest_divisor(local, max(1, CPU_MICROBATCH_TOKENS // config.model.block_size))
+    # Not one window, however long: an axis of size 1 makes XLA:CPU's sums over rows (softmax,
+    # LayerNorm) seven times slower; configs/small.py took 631 ms a step and with two windows 468.
+    return _largest_divisor(local, max(2, CPU_MICROBATCH_TOKENS // config.model.block_size))
 
 
 def tree_shardings(boxed: Any, mesh: Mesh) -> Any:

@@ -18,6 +18,7 @@ ORDER = [
     "corpus",
     "data",
     "layers",
+    "attention",
     "model",
     "optimizer",
     "sharding",

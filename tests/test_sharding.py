@@ -102,9 +102,9 @@ def test_layout_of_a_batch(small, devices, microbatch, expected):
     }
 
 
-def test_a_microbatch_on_a_cpu_is_about_256_tokens(small):
+def test_a_microbatch_on_a_cpu_is_about_256_tokens_and_never_a_single_window(small):
     config = small.with_values("train", batch_size=96, microbatch_size=0)
-    for block_size, expected in ((16, 16), (128, 2), (100, 2), (1000, 1)):
+    for block_size, expected in ((16, 16), (128, 2), (100, 2), (1000, 2)):
         config = config.with_values("model", block_size=block_size)
         layout = sharding.make_batch_layout(config, mesh_of(small, cpu_devices=2))
         assert layout.rows_per_device == expected
