@@ -25,7 +25,7 @@ from jax import lax
 
 from gpt_jax.attention import cached_attention, causal_attention
 from gpt_jax.config import GPTConfig
-from gpt_jax.layers import INIT_STDDEV, Dense, LayerNorm, dropout, einsum, gelu, named
+from gpt_jax.layers import INIT_STDDEV, Dense, LayerNorm, dropout, einsum, gelu, named, normal
 
 KeysValues = tuple[jax.Array, jax.Array]  # (N, S, D) each; S is block_size.
 Cache = tuple[KeysValues, ...]  # One pair per block.
@@ -199,5 +199,5 @@ class GPT(nn.Module):
         return self.lm_head(x_BTC)
 
     def _table(self, rows: int, axis: str) -> nn.Embed:
-        init = named(nn.initializers.normal(INIT_STDDEV), axis, "embed")
+        init = named(normal(INIT_STDDEV), axis, "embed")
         return nn.Embed(rows, self.config.n_embd, embedding_init=init)

@@ -61,8 +61,9 @@ def measure(values: flags.FlagValues, config: Config) -> list[dict[str, Any]]:
     """The figures of the chosen mode."""
     if values.mode == "start":
         return start(command_line.config_file(values))
-    from gpt_jax import benchmark  # Not before flags were read: it loads JAX.
+    from gpt_jax import benchmark, compilation  # Not before flags were read: they load JAX.
 
+    compilation.give_memory_back()
     if values.mode == "train":
         return [benchmark.train(config, values.steps)]
     # One text is one device's.

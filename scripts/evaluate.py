@@ -41,9 +41,9 @@ def main(argv: Sequence[str]) -> int:
 def evaluate(values: flags.FlagValues, words: list[str]) -> None:
     """Evaluates, and prints what came out."""
     from gpt_jax import evaluation  # Not before --help and bad flags were answered: it loads JAX.
-    from gpt_jax.compilation_cache import use_compilation_cache
+    from gpt_jax.compilation import set_up_compiler
 
-    use_compilation_cache()
+    set_up_compiler()
     workdir = Path(values.workdir).expanduser() if values.workdir else newest_run(Path("runs"))
     found = evaluation.evaluate(workdir, values.step)
     if values.json:

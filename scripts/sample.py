@@ -96,9 +96,9 @@ def check_options(values: flags.FlagValues, options: dict[str, Any]) -> None:
 def load(values: flags.FlagValues) -> "TrainedModel":
     """The model, after telling on stderr which one it is."""
     workdir = Path(values.workdir) if values.workdir else newest_run(Path("runs"))
-    from gpt_jax.compilation_cache import use_compilation_cache  # Not before: it loads JAX.
+    from gpt_jax.compilation import set_up_compiler  # Not before: it loads JAX.
 
-    use_compilation_cache()
+    set_up_compiler()
     if values.num_samples > 1:
         share_cores(values.num_samples)
     model = gpt_jax.load(workdir, values.step)

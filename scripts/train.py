@@ -54,9 +54,9 @@ def main(argv: Sequence[str]) -> int:
 def train(config: Config, workdir: Path, tensorboard: bool, argv: Sequence[str]) -> None:
     """Trains, and says how to go on where the run was stopped or was finished before."""
     from gpt_jax import training  # Not before --help and bad input were answered: it loads JAX.
-    from gpt_jax.compilation_cache import use_compilation_cache
+    from gpt_jax.compilation import set_up_compiler
 
-    use_compilation_cache()
+    set_up_compiler()
     try:
         if not training.train(config, workdir, tensorboard):
             print(f"{workdir} is finished: {config.train.steps} steps. For a new run of the same:")

@@ -34,7 +34,7 @@ ORDER = [
     "training",
     "api",
     "benchmark",
-    "compilation_cache",
+    "compilation",
 ]
 WITHOUT_JAX = [
     *("config", "config_table", "files", "tokenizer", "text_stream", "play", "corpus", "data"),

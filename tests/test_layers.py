@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from gpt_jax.layers import LayerNorm, dropout, einsum, gelu, random_bits
+from gpt_jax.layers import LayerNorm, dropout, einsum, gelu, normal, random_bits
 
 KEYS = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), np.arange(8))
 
@@ -108,3 +108,17 @@ def test_without_keys_or_rate_nothing_is_dropped():
     x = jnp.ones((8, 10))
     assert dropout(x, None, 0, 0.9) is x
     assert dropout(x, KEYS, 0, 0.0) is x
+
+
+def test_initial_numbers_are_normal_and_independent():
+    """Their quantiles, and the correlations of neighbours and of two keys."""
+    init = jax.jit(normal(0.5), static_argnums=1)
+    x, other = (np.asarray(init(KEYS[i], (1000, 1000))).ravel() for i in (0, 1))
+    shares = np.array([0.0001, 0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 0.9999])
+    expected = jax.scipy.stats.norm.ppf(shares) * 0.5
+    np.testing.assert_allclose(np.quantile(x, shares), expected, atol=0.03)
+    np.testing.assert_allclose(np.quantile(x, shares)[1:-1], expected[1:-1], atol=0.005)
+    for lag in (1, 2, 128, 1000):
+        assert abs(np.corrcoef(x[lag:], x[:-lag])[0, 1]) < 0.005
+    assert abs(np.corrcoef(x, other)[0, 1]) < 0.005
+    assert np.isfinite(x).all()

@@ -1,12 +1,23 @@
-"""What was compiled once is kept: JAX's persistent cache, in the user's own cache folder."""
+"""What was compiled once is kept, in the user's own cache folder, and its memory given back."""
 
+import ctypes
 import os
 import stat
+import sys
 from pathlib import Path
 
 import jax
 
 from gpt_jax.corpus import cache_folder
+
+COMPILED = "/jax/core/compile/backend_compile_duration"
+LONG_COMPILE_S = 0.2  # What took less leaves little.
+
+
+def set_up_compiler() -> None:
+    """What every command does before it compiles anything."""
+    use_compilation_cache()
+    give_memory_back()
 
 
 def use_compilation_cache() -> None:
@@ -38,3 +49,18 @@ def _is_private(folder: Path) -> bool:
         return True  # Windows: a user's folders are his own by default.
     status = folder.stat()
     return status.st_uid == os.getuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def give_memory_back() -> None:
+    """Lets glibc return to the system what a compilation has freed, as soon as it is over.
+
+    By itself it keeps that in the arenas of the compiler's threads: of training configs/tiny.py,
+    first start, the peak is 830 MB without and 680 MB with this.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+
+    def listener(event: str, duration_secs: float, **_: str | int) -> None:
+        if trim is not None and event == COMPILED and duration_secs > LONG_COMPILE_S:
+            trim(0)
+
+    jax.monitoring.register_event_duration_secs_listener(listener)

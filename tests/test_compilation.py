@@ -1,9 +1,11 @@
 """JAX keeps what it compiled in the user's own folder, and nowhere else."""
 
+import types
+
 import jax
 import pytest
 
-from gpt_jax import compilation_cache
+from gpt_jax import compilation
 from gpt_jax.corpus import cache_folder
 
 
@@ -18,7 +20,7 @@ def settings(monkeypatch):
 
 
 def test_everything_that_is_compiled_is_kept_in_the_users_folder(settings):
-    compilation_cache.use_compilation_cache()
+    compilation.use_compilation_cache()
     folder = cache_folder() / "compiled"
     assert settings == {
         "jax_compilation_cache_dir": str(folder),
@@ -31,25 +33,52 @@ def test_a_folder_that_others_may_write_is_not_used(settings):
     folder = cache_folder() / "compiled"
     folder.mkdir(parents=True)
     folder.chmod(0o777)
-    compilation_cache.use_compilation_cache()
+    compilation.use_compilation_cache()
     assert settings == {}
 
 
 def test_what_the_user_has_set_wins(settings, monkeypatch):
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "3")
-    compilation_cache.use_compilation_cache()
+    compilation.use_compilation_cache()
     assert list(settings) == ["jax_compilation_cache_dir"]
     settings.clear()
     monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "false")
-    compilation_cache.use_compilation_cache()
+    compilation.use_compilation_cache()
     assert settings == {}
     monkeypatch.delenv("JAX_ENABLE_COMPILATION_CACHE")
     monkeypatch.setattr(type(jax.config), "jax_compilation_cache_dir", "/elsewhere")
-    compilation_cache.use_compilation_cache()
+    compilation.use_compilation_cache()
     assert settings == {}
 
 
 def test_where_no_folder_can_be_made_there_is_no_cache(settings):
     cache_folder().write_text("a file")
-    compilation_cache.use_compilation_cache()
+    compilation.use_compilation_cache()
     assert settings == {}
+
+
+def test_memory_is_given_back_after_a_long_compilation_and_at_no_other_time(monkeypatch):
+    given_back, listeners = [], []
+    monkeypatch.setattr(compilation.sys, "platform", "linux")
+    libc = types.SimpleNamespace(malloc_trim=given_back.append)
+    monkeypatch.setattr(compilation.ctypes, "CDLL", lambda name: libc)
+    monkeypatch.setattr(jax.monitoring, "register_event_duration_secs_listener", listeners.append)
+    compilation.give_memory_back()
+    [listener] = listeners
+    listener(compilation.COMPILED, 0.1)
+    listener("/jax/core/compile/jaxpr_trace_duration", 3.0)
+    assert given_back == []
+    listener(compilation.COMPILED, 3.0, fun_name="train_step")
+    assert given_back == [0]
+
+
+def test_the_end_of_a_compilation_is_still_told_under_the_name_we_listen_for():
+    events = []
+
+    def listener(event, duration_secs, **_):
+        events.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listener)
+    jax.jit(lambda x: x + 1)(1)
+    jax.monitoring.unregister_event_duration_listener(listener)
+    assert compilation.COMPILED in events
