@@ -123,7 +123,7 @@ class GPTConfig(_Section):
     tie_embeddings: bool = setting(False, ANY, "the head reuses the token embedding")
     matmul_dtype: str = setting(
         "auto", one_of("auto", "float32", "bfloat16"),
-        "factors of products with parameters; auto = bfloat16 if the hardware has it, else float32",
+        "factors of matrix products; auto = bfloat16 if the hardware has it, else float32",
     )  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -202,6 +202,11 @@ class TrainConfig(_Section):
     log_every: int = setting(10, POSITIVE, "steps between lines of metrics.jsonl")
     eval_every: int = setting(300, POSITIVE, "steps between evaluations")
     checkpoint_every: int = setting(300, POSITIVE, "steps between checkpoints")
+    max_skipped: int = setting(
+        10,
+        POSITIVE,
+        "steps in a row with a loss or gradient that is not finite, then the run stops",
+    )
 
 
 @dataclasses.dataclass(frozen=True)

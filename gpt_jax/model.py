@@ -5,8 +5,8 @@
     logits = lm_head(ln_f(x))
 
 Names of modules and parameters are GPT-2's; queries, keys and values are separate. Parameters, the
-residual stream, softmax and logits are float32; factors of products with parameters are of
-`matmul_dtype`.
+residual stream, softmax and logits are float32; factors of products are of `matmul_dtype`, in
+`decode` those of attention float32.
 
 Every module has `__call__`, the training model over whole windows, and, where positions meet,
 `decode`: the same for tokens that follow others, whose keys and values lie in a cache.

@@ -8,11 +8,12 @@ was found and its hash, the devices and the versions. Data, never code. No jax.
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from gpt_jax.config import Config, UserError
+from gpt_jax.config import Config, UserError, check_field
 from gpt_jax.corpus import absolute_source
 from gpt_jax.files import replacing
 from gpt_jax.tokenizer import Tokenizer, load_tokenizer, save_tokenizer
@@ -27,6 +28,12 @@ CHOICES: tuple[tuple[str, str, Any], ...] = (
     ("model", "matmul_dtype", "auto"),
     ("mesh", "cpu_devices", 0),
 )
+# What no run can change: which arrays it has, and what its tokens mean (another text, another run).
+FIXED = {
+    *("model.vocab_size", "model.block_size", "model.n_layer", "model.n_head", "model.n_embd"),
+    *("model.bias", "model.qkv_bias", "model.tie_embeddings", "optimizer.name"),
+    *("data.corpus", "data.tokenizer"),
+}
 # What may differ when a run goes on. A sample or a log changes nothing; another layout over devices
 # changes the order of float32 sums: losses agree within 1e-5, bits only on the same devices.
 FREE = {
@@ -34,7 +41,13 @@ FREE = {
     *(("mesh", field.name) for field in dataclasses.fields(Config().mesh)),
     *(
         ("train", name)
-        for name in ("microbatch_size", "log_every", "eval_every", "checkpoint_every")
+        for name in (
+            "microbatch_size",
+            "log_every",
+            "eval_every",
+            "checkpoint_every",
+            "max_skipped",
+        )
     ),
 }
 
@@ -49,6 +62,8 @@ class Record:
         "tinyshakespeare" where the download failed and the play was taken.
       corpus_sha256: hash of the text's UTF-8 bytes.
       platform, devices: kind and number of devices.
+      changes: what was deliberately changed when the run went on: at which step, of which field,
+        its old and its new value.
     """
 
     config: Config
@@ -56,6 +71,7 @@ class Record:
     corpus_sha256: str
     platform: str
     devices: int
+    changes: tuple[dict[str, Any], ...] = ()
 
 
 def read_record(workdir: Path) -> Record | None:
@@ -152,6 +168,7 @@ def _parse_record(content: Any) -> Record:
         corpus_sha256=content["corpus"]["sha256"],
         platform=content["devices"]["platform"],
         devices=content["devices"]["count"],
+        changes=tuple(content["changes"]),
     )
 
 
@@ -166,6 +183,7 @@ def write_record(workdir: Path, record: Record, tokenizer: Tokenizer) -> None:
         "config": record.config.to_dict(),
         "corpus": {"requested": record.requested_corpus, "sha256": record.corpus_sha256},
         "devices": {"platform": record.platform, "count": record.devices},
+        "changes": list(record.changes),
         "versions": {name: metadata.version(name) for name in PACKAGES},
     }
     try:
@@ -190,24 +208,71 @@ def with_recorded_choices(config: Config, record: Record) -> Config:
     return config
 
 
-def check_same_run(config: Config, record: Record, workdir: Path) -> None:
+def check_same_run(
+    config: Config, record: Record, workdir: Path, allowed: Sequence[str] = ()
+) -> list[dict[str, Any]]:
     """Refuses to go on with a run under a configuration that would make another model of it.
 
+    Args:
+      allowed: fields, such as "train.steps", that may have changed all the same.
+
+    Returns: the changes, all of them allowed: field, old and new value.
+
     Raises:
-      UserError: listing every field that differs, as recorded and as asked for.
+      UserError: listing every other field that differs, as recorded and as asked for; for a name
+        that is no field, or of a field that cannot change in one run.
     """
+    for name in allowed:
+        check_field(*name.partition(".")[::2])
+        if name in FIXED:
+            raise UserError(
+                f"--resume_allow={name} cannot be: the arrays and the tokens of {workdir} depend "
+                "on it; start a new run with another --workdir"
+            )
+    changes = _differences(config, record)
+    refused = [change for change in changes if change["field"] not in allowed]
+    if refused:
+        told = "; ".join(f"{c['field']} was {c['was']!r} and is now {c['is']!r}" for c in refused)
+        raise UserError(
+            f"{workdir} holds a run of another configuration ({told}): start a new one with "
+            "another --workdir" + _way_through(refused)
+        )
+    return changes
+
+
+def _differences(config: Config, record: Record) -> list[dict[str, Any]]:
     old, new = record.config.to_dict(), config.to_dict()
-    differences = [
-        f"{section}.{name} was {old[section][name]!r} and is now {value!r}"
+    return [
+        {"field": f"{section}.{name}", "was": old[section][name], "is": value}
         for section, values in new.items()
         for name, value in values.items()
         if (section, name) not in FREE and value != old[section][name]
     ]
-    if differences:
-        raise UserError(
-            f"{workdir} holds a run of another configuration ({'; '.join(differences)}): "
-            "start a new one with another --workdir"
-        )
+
+
+def _way_through(refused: list[dict[str, Any]]) -> str:
+    fields = [change["field"] for change in refused]
+    if FIXED.intersection(fields):
+        return ""
+    flags = " ".join(f"--resume_allow={field}" for field in fields)
+    return f", or go on with this one by {flags}"
+
+
+def record_changes(
+    workdir: Path, record: Record, config: Config, changes: list[dict[str, Any]], step: int
+) -> None:
+    """Writes into the record that the run goes on from `step` with some fields of `config`.
+
+    Raises:
+      UserError: when it cannot be written.
+    """
+    new = record.config
+    for change in changes:
+        section, _, name = change["field"].partition(".")
+        new = new.with_values(section, **{name: change["is"]})
+    dated = tuple({"step": step} | change for change in changes)
+    record = dataclasses.replace(record, config=new, changes=record.changes + dated)
+    write_record(workdir, record, matching_tokenizer(workdir, new))
 
 
 def check_same_corpus(sha256: str, record: Record, workdir: Path) -> None:

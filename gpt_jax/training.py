@@ -6,26 +6,35 @@ checkpoint and drops the lines that came after it.
 """
 
 import math
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import jax
 
-from gpt_jax import report, sampling, sharding
+from gpt_jax import data, report, sampling, sharding
 from gpt_jax.checkpoint import Checkpoints
-from gpt_jax.config import Config
+from gpt_jax.config import Config, UserError
 from gpt_jax.metrics import Monitor, read_metrics
 from gpt_jax.run import Run, prepare
-from gpt_jax.run_folder import check_same_run, read_record, with_recorded_choices
+from gpt_jax.run_folder import (
+    check_same_run,
+    read_record,
+    record_changes,
+    with_recorded_choices,
+)
 from gpt_jax.tensorboard import Listener, check_installed, event_files
 from gpt_jax.train_step import Metrics, TrainState, init_state
 
 
-def train(config: Config, workdir: Path, tensorboard: bool = False) -> bool:
+def train(
+    config: Config, workdir: Path, tensorboard: bool = False, resume_allow: Sequence[str] = ()
+) -> bool:
     """Trains to the last step, from the newest checkpoint in `workdir` if there is one.
 
     Args:
       tensorboard: writes TensorBoard's event files, too.
+      resume_allow: fields that may differ from those the run began with, see `check_same_run`.
 
     Returns: False when the run was finished before, and nothing was done.
 
@@ -35,10 +44,10 @@ def train(config: Config, workdir: Path, tensorboard: bool = False) -> bool:
     if tensorboard:
         check_installed()
     workdir = workdir.absolute()
-    record = read_record(workdir)
+    record, changes = read_record(workdir), []
     if record is not None:
         config = with_recorded_choices(config, record)
-        check_same_run(config, record, workdir)
+        changes = check_same_run(config, record, workdir, resume_allow)
         if _sample_path(workdir, config.train.steps).exists():
             return False
     devices = sharding.start_devices(config.mesh, config.train.batch_size)
@@ -46,6 +55,8 @@ def train(config: Config, workdir: Path, tensorboard: bool = False) -> bool:
     with Checkpoints.for_training(workdir / "checkpoints") as checkpoints:
         state = _first_state(run, checkpoints)
         step = int(state.step)
+        if record is not None and changes:
+            record_changes(workdir, record, run.config, changes, step)
         with _listener(workdir, step, tensorboard) as listener:
             monitor = Monitor(
                 workdir, step, config.train.steps, run.tokens_per_step, listener=listener
@@ -105,6 +116,7 @@ def run_steps(
             saves = _is_due(step, c.checkpoint_every, c.steps)
             if run.device.platform == "cpu" or logs or saves:
                 _wait(metrics)
+                _check_finite(run, state, step, checkpoints)
             monitor.step_done(step)
             with monitor.pause():
                 val_loss = run.evaluate(state.params) if evaluates else None
@@ -127,6 +139,27 @@ def _wait(metrics: Metrics) -> None:
     sticks within seconds and aborts the process after 40. The wait costs little beside a step.
     """
     jax.block_until_ready(metrics)
+
+
+def _check_finite(run: Run, state: TrainState, step: int, checkpoints: Checkpoints) -> None:
+    """Ends a run that does not train any more; single bad steps were skipped and counted.
+
+    Raises:
+      UserError: after `train.max_skipped` steps in a row that were not finite.
+    """
+    c, skipped = run.config, int(state.skipped_in_a_row)
+    if skipped < c.train.max_skipped:
+        return
+    offsets = data.batch_offsets(
+        len(run.train_tokens), c.model.block_size, c.train.batch_size, c.train.seed, step - 1
+    )
+    raise UserError(
+        f"{skipped} steps in a row up to step {step} had a loss or a gradient that is not finite "
+        f"(train.max_skipped = {c.train.max_skipped}); the windows of the last began at tokens "
+        f"{', '.join(map(str, offsets[:8]))}{', ...' if len(offsets) > 8 else ''}; the last good "
+        f"checkpoint is {checkpoints.latest_step or 'none'}: go on from it with a lower "
+        "--config.optimizer.learning_rate and --resume_allow=optimizer.learning_rate"
+    )
 
 
 def finish(run: Run, state: TrainState, monitor: Monitor) -> None:

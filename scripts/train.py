@@ -18,10 +18,11 @@ from rich.table import Column, Table
 
 from gpt_jax import config_table
 from gpt_jax.config import SECTIONS, Config
+from gpt_jax.lock import one_writer
 
 
 def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
-    """--config and its overrides, --workdir, --tensorboard, --help_config."""
+    """--config and its overrides, --workdir, --tensorboard, --resume_allow, --help_config."""
     command_line.define_config(values, argv)
     flags.DEFINE_string(
         "workdir",
@@ -31,6 +32,13 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
     )
     flags.DEFINE_boolean(
         "tensorboard", False, "Write event files for TensorBoard, too.", flag_values=values
+    )
+    flags.DEFINE_multi_string(
+        "resume_allow",
+        [],
+        "A field that may differ from what the run began with: --resume_allow=train.steps to "
+        "train a finished run for longer. Can be given several times.",
+        flag_values=values,
     )
     flags.DEFINE_boolean(
         "help_config", False, "Show every setting, its default and range.", flag_values=values
@@ -46,19 +54,21 @@ def main(argv: Sequence[str]) -> int:
             return
         config = command_line.read_config(values, argv)
         workdir = Path(values.workdir or default_workdir(command_line.config_file(values)))
-        train(config, workdir.expanduser().absolute(), values.tensorboard, argv)
+        workdir = workdir.expanduser().absolute()
+        with one_writer(workdir):  # Before anything heavy is loaded.
+            train(config, workdir, values, argv)
 
     return command_line.run(show_or_train, define_flags, argv, __doc__ or "")
 
 
-def train(config: Config, workdir: Path, tensorboard: bool, argv: Sequence[str]) -> None:
+def train(config: Config, workdir: Path, values: flags.FlagValues, argv: Sequence[str]) -> None:
     """Trains, and says how to go on where the run was stopped or was finished before."""
     from gpt_jax import training  # Not before --help and bad input were answered: it loads JAX.
     from gpt_jax.compilation import set_up_compiler
 
     set_up_compiler()
     try:
-        if not training.train(config, workdir, tensorboard):
+        if not training.train(config, workdir, values.tensorboard, values.resume_allow):
             print(f"{workdir} is finished: {config.train.steps} steps. For a new run of the same:")
             print(f"  {new_run_command(argv, workdir)}")
     except KeyboardInterrupt:

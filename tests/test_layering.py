@@ -12,6 +12,7 @@ ORDER = [
     "config",
     "config_table",
     "files",
+    "lock",
     "tokenizer",
     "text_stream",
     "play",
@@ -37,7 +38,17 @@ ORDER = [
     "compilation",
 ]
 WITHOUT_JAX = [
-    *("config", "config_table", "files", "tokenizer", "text_stream", "play", "corpus", "data"),
+    *(
+        "config",
+        "config_table",
+        "files",
+        "lock",
+        "tokenizer",
+        "text_stream",
+        "play",
+        "corpus",
+        "data",
+    ),
     *("run_folder", "metrics", "tensorboard", "report"),
 ]
 

@@ -1,5 +1,6 @@
 """The record of a run: it survives, it is checked, and it decides what may change."""
 
+import dataclasses
 import json
 
 import pytest
@@ -10,6 +11,7 @@ from gpt_jax.run_folder import (
     check_same_corpus,
     check_same_run,
     read_record,
+    record_changes,
     with_recorded_choices,
     write_record,
 )
@@ -147,3 +149,39 @@ def test_all_differences_are_listed(record, tmp_path):
 def test_a_changed_text_is_refused(record, tmp_path):
     with pytest.raises(UserError, match=r"abc123abc123\.\.\. is now ffff"):
         check_same_corpus("ffff", record, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["model.n_layer", "model.tie_embeddings", "data.corpus", "data.tokenizer"]
+)
+def test_what_arrays_and_tokens_depend_on_cannot_be_changed(record, tmp_path, name):
+    with pytest.raises(UserError, match=rf"--resume_allow={name} cannot be"):
+        check_same_run(record.config, record, tmp_path, [name])
+
+
+def test_a_field_that_does_not_exist_cannot_be_allowed(record, tmp_path):
+    with pytest.raises(UserError, match=r"did you mean train\.steps\?"):
+        check_same_run(record.config, record, tmp_path, ["steps"])
+
+
+def test_what_is_allowed_passes_and_the_rest_is_refused(record, tmp_path):
+    config = record.config.with_values("train", steps=20, seed=5)
+    with pytest.raises(UserError, match=r"configuration \(train\.seed was 0 and is now 5\)"):
+        check_same_run(config, record, tmp_path, ["train.steps"])
+    changes = check_same_run(config, record, tmp_path, ["train.steps", "train.seed"])
+    assert {change["field"]: change["is"] for change in changes} == {
+        "train.steps": 20,
+        "train.seed": 5,
+    }
+
+
+def test_changes_are_written_into_the_record(record, tmp_path):
+    write_record(tmp_path, record, TOKENIZER)
+    config = record.config.with_values("model", vocab_size=TOKENIZER.vocab_size)
+    record = dataclasses.replace(record, config=config)
+    new = config.with_values("train", steps=20).with_values("sample", top_k=3)
+    changes = check_same_run(new, record, tmp_path, ["train.steps"])
+    record_changes(tmp_path, record, new, changes, step=7)
+    again = read_record(tmp_path)
+    assert again.config == config.with_values("train", steps=20)
+    assert again.changes == ({"step": 7, "field": "train.steps", "was": 10, "is": 20},)

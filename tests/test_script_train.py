@@ -167,7 +167,7 @@ def test_help_config_shows_every_setting(capsys, monkeypatch):
 
 
 def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys):
-    def interrupted(config, workdir, tensorboard):
+    def interrupted(config, workdir, tensorboard, resume_allow):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(training, "train", interrupted)

@@ -95,6 +95,42 @@ def test_another_configuration_or_text_is_refused(config, tmp_path, text_file):
         training.train(longer, tmp_path / "run")
 
 
+def test_a_deliberate_change_goes_on_and_is_recorded(config, tmp_path):
+    """A finished run is extended: the same as a run that was to be so long, up to its schedule."""
+    config = config.with_values("optimizer", schedule="constant")
+    straight, extended = tmp_path / "straight", tmp_path / "extended"
+    training.train(config, straight)
+    training.train(config.with_values("train", steps=4), extended)
+    with pytest.raises(UserError, match=r"is now 10\): .* go on .* --resume_allow=train\.steps"):
+        training.train(config, extended)
+    assert training.train(config, extended, resume_allow=["train.steps"])
+    record = read_record(extended)
+    assert record.changes == ({"step": 4, "field": "train.steps", "was": 4, "is": 10},)
+    assert record.config == read_record(straight).config
+    assert losses(extended) == losses(straight)
+    assert not training.train(config, extended)
+
+
+def losses(workdir):
+    return [entry["train/loss"] for entry in read_metrics(workdir / "metrics.jsonl")]
+
+
+def test_a_run_that_is_not_finite_any_more_stops_and_says_where(config, tmp_path, monkeypatch):
+    config = config.with_values("train", max_skipped=3)
+    training.train(config.with_values("train", steps=4), tmp_path / "run")
+    monkeypatch.setattr(train_step, "window_losses", lambda *args: jax.numpy.full(2, np.nan))
+    with pytest.raises(UserError) as error:
+        training.train(config, tmp_path / "run", resume_allow=["train.steps"])
+    assert re.match(
+        r"3 steps in a row up to step 7 had a loss or a gradient that is not finite "
+        r"\(train.max_skipped = 3\); the windows of the last began at tokens (\d+, ){7}\d+; the "
+        r"last good checkpoint is 4: go on",
+        str(error.value),
+    )
+    with Checkpoints.for_reading(tmp_path / "run" / "checkpoints") as checkpoints:
+        assert checkpoints.latest_step == 4
+
+
 def test_a_prompt_outside_the_vocabulary_costs_the_prompt_and_not_the_run(config, tmp_path, capsys):
     config = config.with_values("sample", prompt="東").with_values("train", steps=2)
     assert training.train(config, tmp_path / "run")
