@@ -1,12 +1,15 @@
 """Saving and restoring a run's arrays: the only module that knows Orbax.
 
-A checkpoint is checkpoints/<step>/, committed as a whole or not at all. The newest and the best by
-held-out loss are kept.
+A checkpoint is checkpoints/<step>/, committed as a whole or not at all, with a digest of every
+array. The newest and the best by held-out loss are kept. A damaged one is set aside, never removed.
 """
 
 import contextlib
 import dataclasses
 import math
+import shutil
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -15,9 +18,20 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from gpt_jax.config import UserError
+from gpt_jax.digest import described, differences, digests
 from gpt_jax.run_folder import checkpoint_folders
 
 _policies = ocp.training.preservation_policies
+
+# Written last by Orbax; but where folders can be renamed it does not ask for it when it reads.
+COMMITTED = "commit_success.txt"
+# Times its arrays: an old checkpoint goes when the new one is complete, and a run has other files.
+SPACE_NEEDED = 1.2
+MOST_FAILED_SAVES = 3
+
+
+class DamagedCheckpoint(UserError):
+    """A checkpoint cannot be read, or is not what was written."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +48,8 @@ class Checkpoints:
     def __init__(self, folder: Path, remedy: str, **options: Any) -> None:
         """See `for_training` and `for_reading`. `remedy`: of a checkpoint that cannot be read."""
         self._folder, self._remedy = folder.absolute(), remedy
+        self._failed_saves = 0
+        self._pending: tuple[int, Any] | None = None  # A step that is being saved, and its result.
         try:
             self._checkpointer = ocp.training.Checkpointer(self._folder, **options)
         except Exception as error:
@@ -51,7 +67,7 @@ class Checkpoints:
         )
         return cls(
             folder,
-            "move it away to go on from an older one, or use another --workdir",
+            "the run goes on from an older one, if there is one",
             preservation_policy=newest_and_best,
             cleanup_tmp_directories=True,
         )
@@ -76,23 +92,86 @@ class Checkpoints:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._checkpointer.close()
+        try:
+            self.wait()
+        finally:
+            with contextlib.suppress(Exception):  # What a save had to say, `wait` has said.
+                self._checkpointer.close()
 
     def all(self) -> list[Saved]:
         """The checkpoints at hand, oldest first."""
-        return [Saved(c.step, _sortable_loss(c.metrics)) for c in self._checkpointer.checkpoints]
+        self.wait()
+        return [
+            Saved(c.step, _sortable_loss(c.metrics))
+            for c in self._checkpointer.checkpoints
+            if (self._folder / str(c.step) / COMMITTED).exists()
+        ]
 
     @property
     def latest_step(self) -> int:
         """The newest checkpoint's step; 0 where there is none."""
-        newest = self._checkpointer.latest
-        return newest.step if newest else 0
+        saved = self.all()
+        return saved[-1].step if saved else 0
 
     def save(self, step: int, state: Any, val_loss: float | None = None) -> None:
-        """Saves the arrays of `state`, with their held-out loss if known; returns when on disk."""
+        """Saves the arrays of `state`, with their held-out loss if known, while training goes on.
+
+        `state` may be donated right after. A save that fails is told on stderr.
+
+        Raises:
+          UserError: when several in a row have failed.
+        """
+        self.wait()
         # A checkpoint without metrics would never be removed, so a loss not measured is infinite.
         metrics = {"val_loss": math.inf if val_loss is None else val_loss}
-        self._checkpointer.save_checkpointables(step, {"state": state}, metrics=metrics, force=True)
+        with self._failures(step):
+            self._check_space(sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
+            self._pending = (
+                step,
+                self._checkpointer.save_checkpointables_async(
+                    step,
+                    {"state": state},
+                    metrics=metrics,
+                    custom_metadata={"digests": digests(state)},
+                    force=True,
+                ),
+            )
+
+    def wait(self) -> None:
+        """Returns when what was saved last is on disk.
+
+        Raises:
+          UserError: as `save`.
+        """
+        if self._pending is not None:
+            (step, response), self._pending = self._pending, None
+            with self._failures(step):
+                if response is not None:
+                    response.result()
+                self._failed_saves = 0
+
+    @contextlib.contextmanager
+    def _failures(self, step: int) -> Iterator[None]:
+        """Tells of a save that has failed, and gives up after several in a row."""
+        try:
+            yield
+        except Exception as error:
+            self._failed_saves += 1
+            told = f"the checkpoint of step {step} was not saved ({_first_cause(error)})"
+            self._checkpointer.reload()  # Orbax counts what it meant to save as saved.
+            if self._failed_saves >= MOST_FAILED_SAVES:
+                raise UserError(
+                    f"{told}, {self._failed_saves} in a row: see to {self._folder}, then the "
+                    f"same command goes on from step {self.latest_step}"
+                ) from error
+            print(f"note: {told}; training goes on", file=sys.stderr)
+
+    def _check_space(self, size: int) -> None:
+        free, needed = shutil.disk_usage(self._folder).free, int(SPACE_NEEDED * size)
+        if free < needed:
+            raise OSError(
+                f"{needed:,} bytes are needed in {self._folder} and {free:,} are free: make room"
+            )
 
     def find(self, which: str) -> Saved:
         """The checkpoint that `which` names: "latest", "best" or the number of a step.
@@ -122,54 +201,88 @@ class Checkpoints:
             `train_step.abstract_state` makes.
 
         Raises:
-          UserError: when the checkpoint is damaged or of other shapes.
+          DamagedCheckpoint: when a file is missing or unreadable, or an array is not what was
+            saved.
+          UserError: when the arrays are of other shapes or dtypes.
         """
+        path = self._folder / str(step)
         try:
-            return self._checkpointer.load_checkpointables(step, {"state": abstract})["state"]
+            if not (path / COMMITTED).exists():
+                raise FileNotFoundError(f"{COMMITTED} is missing: it was not written to its end")
+            metadata = self._checkpointer.checkpointables_metadata(step)
+            saved = described(metadata.metadata["state"])
+            expected = metadata.custom_metadata["digests"]
+            if saved.keys() != expected.keys():
+                raise ValueError("its list of arrays is not the one that was saved")
+        except Exception as error:
+            raise self._cannot_be_read(path, error) from error
+        # Orbax itself would cast to another dtype.
+        if unlike := differences(saved, described(abstract)):
+            raise UserError(
+                f"{path} does not fit the config.json beside it ({'; '.join(unlike[:3])}): restore "
+                "the config.json the run began with"
+            )
+        partial = ocp.Context()
+        partial.pytree.loading.partial_load = True  # What is not asked for is left unread.
+        try:
+            with partial:
+                state = self._checkpointer.load_checkpointables(step, {"state": abstract})["state"]
         except Exception as error:  # Orbax wraps every failure; what helps is its first cause.
-            raise self._cannot_be_read(self._folder / str(step), error) from error
+            raise self._cannot_be_read(path, error) from error
+        self._check_digests(path, digests(state), expected)
+        return state
+
+    def restore_newest(self, abstract: Any) -> Any | None:
+        """The newest state that is whole; None where nothing was ever saved.
+
+        Damaged checkpoints that are newer are told of on stderr and renamed.
+
+        Raises:
+          UserError: when there are only damaged ones, or for other shapes or dtypes.
+        """
+        found = [c.step for c in self._checkpointer.checkpoints]
+        for step in reversed(found):
+            try:
+                return self.restore(step, abstract)
+            except DamagedCheckpoint as error:
+                print(f"note: {error}; set aside as {self._set_aside(step)}", file=sys.stderr)
+        if found:
+            raise UserError(
+                f"{self._folder} holds damaged checkpoints only, which were set aside: bring a "
+                "good one back, or start a new run with another --workdir"
+            )
+        return None
+
+    def _set_aside(self, step: int) -> str:
+        """Renames a damaged checkpoint; otherwise Orbax would skip saves up to its step."""
+        number, name = 1, f"damaged-{step}"
+        while (self._folder / name).exists():
+            number, name = number + 1, f"damaged-{step}-{number + 1}"
+        (self._folder / str(step)).rename(self._folder / name)
+        self._checkpointer.reload()
+        return name
 
     def restore_params(self, step: int, abstract: Any) -> Any:
         """The parameters alone of the state saved at `step`, laid out as `abstract` says.
 
-        Raises:
-          UserError: when the checkpoint is damaged, or has not exactly the parameters of
-            `abstract`. (Orbax itself would leave out what is not asked for.)
+        Raises: as `restore`.
         """
-        try:
-            metadata = self._checkpointer.checkpointables_metadata(step).metadata
-            saved = _shapes(metadata["state"]["params"])
-        except Exception as error:
-            raise self._cannot_be_read(self._folder / str(step), error) from error
-        self._check_shapes(step, saved, _shapes(abstract))
-        context = ocp.Context()
-        context.pytree.loading.partial_load = True
-        with context:
-            return self.restore(step, {"params": abstract})["params"]
+        return self.restore(step, {"params": abstract})["params"]
 
-    def _check_shapes(self, step: int, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
-        differences = [
-            f"{name} is {saved.get(name, 'missing')} there and {wanted.get(name, 'missing')} here"
-            for name in sorted(saved.keys() | wanted.keys())
-            if saved.get(name) != wanted.get(name)
-        ]
-        if differences:
-            raise UserError(
-                f"{self._folder / str(step)} does not fit the config.json beside it "
-                f"({'; '.join(differences[:3])}): restore the config.json the run began with"
-            )
+    def _check_digests(self, path: Path, actual: dict[str, int], expected: Any) -> None:
+        for name, digest in actual.items():
+            if expected.get(name) != digest:
+                error = ValueError(f"{name} is not as it was saved: its digest differs")
+                raise self._cannot_be_read(path, error)
 
-    def _cannot_be_read(self, path: Path, error: Exception) -> UserError:
-        return UserError(f"{path} cannot be restored ({_first_cause(error)}): {self._remedy}")
+    def _cannot_be_read(self, path: Path, error: Exception) -> DamagedCheckpoint:
+        return DamagedCheckpoint(
+            f"{path} cannot be restored ({_first_cause(error)}): {self._remedy}"
+        )
 
 
 def _no_checkpoint(folder: Path) -> UserError:
     return UserError(f"{folder} holds no checkpoint: train first (scripts/train.py)")
-
-
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    leaves, _ = jax.tree.flatten_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): x.shape for path, x in leaves}
 
 
 def _sortable_loss(metrics: Any) -> float:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import cast
 
 import jax
 
@@ -73,9 +74,10 @@ def _sample_path(workdir: Path, step: int) -> Path:
 
 
 def _first_state(run: Run, checkpoints: Checkpoints) -> TrainState:
-    """From the newest checkpoint, or new."""
-    if checkpoints.latest_step:
-        return checkpoints.restore(checkpoints.latest_step, run.abstract)
+    """From the newest checkpoint that is whole, or new."""
+    restored = checkpoints.restore_newest(run.abstract)
+    if restored is not None:
+        return cast(TrainState, restored)
     return jax.block_until_ready(init_state(run.config, run.abstract))
 
 

@@ -221,10 +221,14 @@ def test_a_step_that_is_not_there_is_refused(trained):
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
-        ("n_layer", 1, r"h_1/.* is \(.*\) there and missing here"),
-        ("n_layer", 3, r"h_2/.* is missing there and \(.*\) here"),
-        ("n_embd", 64, r"\(32,\) there and \(64,\) here"),
-        ("block_size", 32, r"wpe/embedding is \(16, 32\) there and \(32, 32\) here"),
+        ("n_layer", 1, r"h_1/.* is \(.*\) float32 there and missing here"),
+        ("n_layer", 3, r"h_2/.* is missing there and \(.*\) float32 here"),
+        ("n_embd", 64, r"\(32,\) float32 there and \(64,\) float32 here"),
+        (
+            "block_size",
+            32,
+            r"wpe/embedding is \(16, 32\) float32 there and \(32, 32\) float32 here",
+        ),
         ("tie_embeddings", True, "lm_head/kernel"),
         ("vocab_size", 9, "tokenizer.json has .* tokens, the model of config.json 9"),
     ],

@@ -25,6 +25,7 @@ ORDER = [
     "sharding",
     "train_step",
     "sampling",
+    "digest",
     "run_folder",
     "checkpoint",
     "run",

@@ -237,6 +237,7 @@ import train
 save = Checkpoints.save
 def save_and_die(self, step, *rest):
     save(self, step, *rest)
+    self.wait()
     os._exit(9)
 Checkpoints.save = save_and_die
 train.main(sys.argv)
