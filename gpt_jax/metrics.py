@@ -140,6 +140,7 @@ class Monitor:
         kept = [entry for entry in read_metrics(self._path) if entry["step"] <= step]
         with replacing(self._path) as file:
             file.write("".join(map(json_line, kept)).encode("utf-8"))
+        self._last_entry = kept[-1] if kept else {"step": 0}
         self._clock = Clock(kept[-1]["elapsed_s"] if kept else 0.0, now)
         self._last_step, self._tokens_per_step = last_step, tokens_per_step
         self._console = console or RunConsole()
@@ -191,6 +192,18 @@ class Monitor:
             file.write(json_line(entry))
         self._listener(entry)
         self._show(entry)
+
+    def lacks_evaluation(self, step: int) -> bool:
+        """Whether the log ends with `step` and without its held-out loss."""
+        return self._last_entry["step"] == step > 0 and "val/loss" not in self._last_entry
+
+    def add_evaluation(self, val_loss: float) -> None:
+        """Writes the held-out loss into the last line of the log."""
+        entries = read_metrics(self._path)
+        entry = entries[-1] | {"val/loss": val_loss}
+        with replacing(self._path) as file:
+            file.write("".join(map(json_line, [*entries[:-1], entry])).encode("utf-8"))
+        self._listener(entry)
 
     def _show(self, entry: dict[str, Any]) -> None:
         """Shows an entry beside the bar; prints evaluations and, without a bar, after a silence."""

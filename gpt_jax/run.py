@@ -62,17 +62,25 @@ class Run:
         )
         return self.layout.place(windows_BW)
 
-    def evaluate(self, params: Any) -> float:
-        """Loss over all disjoint windows of the held-out text, in nats per token."""
-        return self._mean_loss(data.evaluation_windows, params)
+    def evaluate(self, params: Any, poll: Callable[[], None] = lambda: None) -> float:
+        """Loss over all disjoint windows of the held-out text, in nats per token.
+
+        `poll` is called again and again, and may raise.
+        """
+        return self._mean_loss(data.evaluation_windows, params, poll)
 
     def tutorial_estimate(self, params: Any) -> float:
         """The tutorial's own estimate of it, from the first windows only, in nats per token."""
         return self._mean_loss(data.tutorial_windows, params)
 
-    def _mean_loss(self, cut: Callable[[np.ndarray, int], np.ndarray], params: Any) -> float:
+    def _mean_loss(
+        self,
+        cut: Callable[[np.ndarray, int], np.ndarray],
+        params: Any,
+        poll: Callable[[], None] = lambda: None,
+    ) -> float:
         windows_NW = cut(self.val_tokens, self.config.model.block_size)
-        return mean_loss(self.eval_step, params, windows_NW, self.layout)
+        return mean_loss(self.eval_step, params, windows_NW, self.layout, poll)
 
     def bits_per_byte(self, loss: float) -> float:
         """A held-out loss in nats per token as bits per byte of the held-out text in UTF-8."""

@@ -168,7 +168,7 @@ def _parse_record(content: Any) -> Record:
         corpus_sha256=content["corpus"]["sha256"],
         platform=content["devices"]["platform"],
         devices=content["devices"]["count"],
-        changes=tuple(content["changes"]),
+        changes=tuple(content.get("changes", ())),  # Runs of before have none.,
     )
 
 

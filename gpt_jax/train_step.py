@@ -226,15 +226,18 @@ def mean_loss(
     params: Any,
     windows_NW: np.ndarray,
     layout: BatchLayout,
+    poll: Callable[[], None] = lambda: None,
 ) -> float:
     """Mean loss over all N windows in nats per token, summed in float64.
 
     Windows go through `eval_step` (of `jit_eval_step`) a batch at a time; the last batch is filled
-    up with windows that do not count. Waits for each batch, as a CPU must (see training.py).
+    up with windows that do not count. Waits for each batch, as a CPU must (see training.py); `poll`
+    is called before each and may raise.
     """
     batch_size = layout.microbatches * layout.rows
     losses = []
     for first in range(0, len(windows_NW), batch_size):
+        poll()
         windows_BW = windows_NW[first : first + batch_size].astype(np.int32)
         filled_BW = np.resize(windows_BW, (batch_size, windows_BW.shape[1]))
         losses_AM = jax.block_until_ready(eval_step(params, layout.place(filled_BW)))

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import cast
 
 import jax
+import numpy as np
 
 from gpt_jax import data, report, sampling, sharding
 from gpt_jax.checkpoint import Checkpoints
 from gpt_jax.config import Config, UserError
+from gpt_jax.interruption import Interrupted, Interruption
 from gpt_jax.metrics import Monitor, read_metrics
 from gpt_jax.run import Run, prepare
 from gpt_jax.run_folder import (
@@ -29,19 +31,26 @@ from gpt_jax.train_step import Metrics, TrainState, init_state
 
 
 def train(
-    config: Config, workdir: Path, tensorboard: bool = False, resume_allow: Sequence[str] = ()
+    config: Config,
+    workdir: Path,
+    tensorboard: bool = False,
+    resume_allow: Sequence[str] = (),
+    asked: Interruption | None = None,
 ) -> bool:
     """Trains to the last step, from the newest checkpoint in `workdir` if there is one.
 
     Args:
       tensorboard: writes TensorBoard's event files, too.
       resume_allow: fields that may differ from those the run began with, see `check_same_run`.
+      asked: whether to end early, see interruption.py.
 
     Returns: False when the run was finished before, and nothing was done.
 
     Raises:
       UserError: for whatever the user can mend; see the modules this one calls.
+      Interrupted: when asked to, after saving.
     """
+    asked = asked or Interruption()
     if tensorboard:
         check_installed()
     workdir = workdir.absolute()
@@ -63,8 +72,8 @@ def train(
                 workdir, step, config.train.steps, run.tokens_per_step, listener=listener
             )
             _introduce(run, state, monitor)
-            state = run_steps(run, state, checkpoints, monitor)
-            finish(run, state, monitor)
+            state = run_steps(run, state, checkpoints, monitor, asked)
+            finish(run, state, monitor, asked)
     return True
 
 
@@ -105,10 +114,20 @@ def _introduce(run: Run, state: TrainState, monitor: Monitor) -> None:
 
 
 def run_steps(
-    run: Run, state: TrainState, checkpoints: Checkpoints, monitor: Monitor
+    run: Run,
+    state: TrainState,
+    checkpoints: Checkpoints,
+    monitor: Monitor,
+    asked: Interruption,
 ) -> TrainState:
-    """Trains to the last step."""
+    """Trains to the last step, or to the one that is in hand when asked to end, and saves it.
+
+    Raises:
+      Interrupted: when asked to.
+    """
     c, step = run.config.train, int(state.step)
+    if monitor.lacks_evaluation(step) and _is_due(step, c.eval_every, c.steps):
+        monitor.add_evaluation(run.evaluate(state.params, asked.check))
     with monitor.bar():
         while step < c.steps:
             state, metrics = run.train_step(state, run.batch(step))
@@ -121,12 +140,21 @@ def run_steps(
                 _check_finite(run, state, step, checkpoints)
             monitor.step_done(step)
             with monitor.pause():
-                val_loss = run.evaluate(state.params) if evaluates else None
+                val_loss = _evaluated(run, state, asked) if evaluates else None
                 if logs:
                     monitor.tell(step, metrics, val_loss)
-                if saves:
+                if saves or asked.signum:
                     checkpoints.save(step, state, val_loss)
+            asked.check()
     return state
+
+
+def _evaluated(run: Run, state: TrainState, asked: Interruption) -> float | None:
+    """The held-out loss; None when asked to end meanwhile: a resumed run evaluates first."""
+    try:
+        return run.evaluate(state.params, asked.check)
+    except Interrupted:
+        return None
 
 
 def _is_due(step: int, every: int, last: int) -> bool:
@@ -164,7 +192,7 @@ def _check_finite(run: Run, state: TrainState, step: int, checkpoints: Checkpoin
     )
 
 
-def finish(run: Run, state: TrainState, monitor: Monitor) -> None:
+def finish(run: Run, state: TrainState, monitor: Monitor, asked: Interruption) -> None:
     """What a finished run leaves: its final loss, its curve and a sample of text."""
     entries = read_metrics(run.workdir / "metrics.jsonl")
     picture = run.workdir / "loss.png"
@@ -179,17 +207,20 @@ def finish(run: Run, state: TrainState, monitor: Monitor) -> None:
     prompt = sampling.known_prompt(run.tokenizer, run.config.sample.prompt)
     if prompt != run.config.sample.prompt:
         monitor.say("(without sample.prompt: the vocabulary lacks a character of it)")
-    text = _sample(run, state, prompt)
+    text = _sample(run, state, prompt, asked)
     path = _sample_path(run.workdir, int(state.step))
     path.parent.mkdir(exist_ok=True)
     path.write_text(text + "\n", encoding="utf-8")
     monitor.say(f"a sample at temperature {run.config.sample.temperature}:\n\n{text}")
 
 
-def _sample(run: Run, state: TrainState, prompt: str) -> str:
+def _sample(run: Run, state: TrainState, prompt: str, asked: Interruption) -> str:
     """The prompt and its continuation."""
     c = run.config
     ids = sampling.encode_prompt(run.tokenizer, prompt)
     params = jax.device_put(state.params, run.device)
-    [new] = sampling.generate(c.model, params, ids, c.sample, seed=c.train.seed)
-    return prompt + run.tokenizer.decode(new)
+    pieces = [np.zeros(0, np.int32)]
+    for [new] in sampling.stream(c.model, params, ids, c.sample, seed=c.train.seed):
+        asked.check()
+        pieces.append(new)
+    return prompt + run.tokenizer.decode(np.concatenate(pieces))

@@ -12,6 +12,7 @@ from ml_collections import config_flags
 from rich.console import Console
 
 from gpt_jax.config import Config, UserError, check_field, from_config_dict
+from gpt_jax.interruption import Interrupted
 
 BAD_INPUT = 2
 INTERRUPTED = 130
@@ -33,8 +34,8 @@ def run(
       usage: what --help prints above the flags.
       takes_words: whether such words are allowed.
 
-    Returns: the exit status: 0, 2 for what the user can mend (said in one sentence on stderr), or
-      130 after Ctrl-C.
+    Returns: the exit status: 0, 2 for what the user can mend (said in one sentence on stderr), 130
+      after Ctrl-C, or 143 after SIGTERM where that was taken over.
     """
     _prepare_streams()
     try:
@@ -49,6 +50,8 @@ def run(
     except (UserError, OSError) as error:
         tell(f"error: {_explained(error)}")
         return BAD_INPUT
+    except Interrupted as stopped:
+        return 128 + stopped.signum
     except KeyboardInterrupt:
         tell("\ninterrupted")
         return INTERRUPTED

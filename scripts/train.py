@@ -18,6 +18,7 @@ from rich.table import Column, Table
 
 from gpt_jax import config_table
 from gpt_jax.config import SECTIONS, Config
+from gpt_jax.interruption import Interrupted, interruption
 from gpt_jax.lock import one_writer
 
 
@@ -67,13 +68,17 @@ def train(config: Config, workdir: Path, values: flags.FlagValues, argv: Sequenc
     from gpt_jax.compilation import set_up_compiler
 
     set_up_compiler()
-    try:
-        if not training.train(config, workdir, values.tensorboard, values.resume_allow):
-            print(f"{workdir} is finished: {config.train.steps} steps. For a new run of the same:")
-            print(f"  {new_run_command(argv, workdir)}")
-    except KeyboardInterrupt:
-        command_line.tell("\nthe same command goes on from the last checkpoint")
-        raise
+    with interruption() as asked:
+        try:
+            trained = training.train(
+                config, workdir, values.tensorboard, values.resume_allow, asked
+            )
+        except Interrupted as stopped:
+            command_line.tell(f"\nstopped by {stopped}: the same command goes on where it was")
+            raise
+    if not trained:
+        print(f"{workdir} is finished: {config.train.steps} steps. For a new run of the same:")
+        print(f"  {new_run_command(argv, workdir)}")
 
 
 def show_settings() -> None:

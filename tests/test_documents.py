@@ -106,3 +106,12 @@ def test_the_places_the_tutorial_page_names_exist():
             found = importlib.import_module(f"gpt_jax.{module}")
             for part in name.split("."):
                 found = getattr(found, part)
+
+
+def test_the_tests_the_reliability_page_names_exist():
+    page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("*.py"))
+    names = re.findall(r"`(test_\w+)`", page)
+    assert len(names) > 20
+    for name in names:
+        assert f"def {name}(" in source, name

@@ -13,6 +13,7 @@ ORDER = [
     "config_table",
     "files",
     "lock",
+    "interruption",
     "tokenizer",
     "text_stream",
     "play",

@@ -3,6 +3,7 @@
 import errno
 import re
 import shlex
+import signal
 import sys
 
 import pytest
@@ -166,13 +167,18 @@ def test_help_config_shows_every_setting(capsys, monkeypatch):
             assert re.search(r"\s+".join(map(re.escape, filter(None, row))), out), row
 
 
-def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys):
-    def interrupted(config, workdir, tensorboard, resume_allow):
-        raise KeyboardInterrupt
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_says_how_to_go_on(tmp_path, monkeypatch, capsys, signum, status):
+    before = signal.getsignal(signum)
+
+    def interrupted(config, workdir, tensorboard, resume_allow, asked):
+        signal.raise_signal(signum)
+        asked.check()
 
     monkeypatch.setattr(training, "train", interrupted)
-    assert run() == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    assert run(f"--workdir={tmp_path / 'run'}") == status
+    assert f"stopped by {signum.name}: the same command goes on" in capsys.readouterr().err
+    assert signal.getsignal(signum) == before
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,160 @@
+"""Asked to end, a run saves the step in hand and goes on later as if nothing had happened."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from gpt_jax import sampling, train_step, training
+from gpt_jax.checkpoint import Checkpoints
+from gpt_jax.interruption import Interrupted, Interruption, interruption
+from gpt_jax.metrics import read_metrics
+
+
+@pytest.fixture
+def config(small, text_file):
+    """Ten steps on a small text, logged every second, evaluated and saved after 4, 8 and 10."""
+    config = small.with_values("model", vocab_size=0).with_values("data", corpus=str(text_file))
+    config = config.with_values("train", log_every=2, eval_every=4, checkpoint_every=4)
+    return config.with_values("sample", max_new_tokens=20, prompt="The ")
+
+
+@pytest.fixture
+def straight(config, tmp_path):
+    training.train(config, tmp_path / "straight")
+    return tmp_path / "straight"
+
+
+def numbers(workdir):
+    clock = ("tokens_per_s", "elapsed_s")
+    entries = read_metrics(workdir / "metrics.jsonl")
+    return [{k: v for k, v in entry.items() if k not in clock} for entry in entries]
+
+
+def params(workdir):
+    path = workdir / "checkpoints" / "10"
+    assert path.exists()
+    return training.read_record(workdir), (workdir / "samples" / "10.txt").read_text()
+
+
+def ask_at(monkeypatch, module, name, call, asked):
+    """The signal comes in the middle of a call of a function."""
+    original, calls = getattr(module, name), []
+
+    def function(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == call:
+            asked.signum = signal.SIGTERM
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(module, name, function)
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "call", "saved"),
+    [
+        (training, "_wait", 3, 3),
+        (training, "_wait", 4, 4),
+        (training, "_wait", 10, 10),
+        (train_step, "mean_loss", 1, 4),
+        (sampling, "extend", 1, 10),
+    ],
+)
+def test_the_step_in_hand_is_saved_and_the_rest_is_as_in_a_straight_run(
+    config, tmp_path, straight, monkeypatch, module, name, call, saved
+):
+    module_of_run = sys.modules["gpt_jax.run"] if name == "mean_loss" else module
+    asked, workdir = Interruption(), tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(Interrupted) as stopped:
+        ask_at(patch, module_of_run, name, call, asked)
+        training.train(config, workdir, asked=asked)
+    assert stopped.value.signum == signal.SIGTERM
+    with Checkpoints.for_reading(workdir / "checkpoints") as checkpoints:
+        assert checkpoints.latest_step == saved
+    assert not (workdir / "samples").exists()
+    assert training.train(config, workdir)
+    assert numbers(workdir) == numbers(straight)
+    assert params(workdir) == params(straight)
+
+
+# Sends itself a signal in the middle of the third step, and a second one while it saves.
+SIGNALLED = """
+import os, signal, sys, train
+from gpt_jax import training
+from gpt_jax.checkpoint import Checkpoints
+wait, calls = training._wait, []
+def wait_and_signal(metrics):
+    calls.append(1)
+    if len(calls) == 3:
+        os.kill(os.getpid(), signal.{name})
+    wait(metrics)
+training._wait = wait_and_signal
+save = Checkpoints.save
+def save_slowly(self, step, *rest):
+    self.wait()
+    if {twice} and calls[2:]:
+        os.kill(os.getpid(), signal.{name})
+    save(self, step, *rest)
+Checkpoints.save = save_slowly
+sys.exit(train.main(sys.argv))
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "twice", "status", "steps"),
+    [("SIGTERM", False, 143, {"2", "3"}), ("SIGINT", True, 130, {"2"})],
+)
+def test_signals_to_a_process(text_file, tmp_path, name, twice, status, steps):
+    flags = {
+        **{"model.block_size": 16, "model.n_layer": 1, "model.n_embd": 16},
+        **{"data.corpus": text_file, "optimizer.warmup_steps": 2, "train.steps": 10},
+        **{"train.checkpoint_every": 2, "train.eval_every": 2, "mesh.cpu_devices": 1},
+    }
+    done = subprocess.run(
+        [
+            *(sys.executable, "-c", SIGNALLED.format(name=name, twice=twice)),
+            f"--workdir={tmp_path / 'run'}",
+            *(f"--config.{field}={value}" for field, value in flags.items()),
+        ],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT / "scripts")},
+        timeout=300,
+    )
+    assert done.returncode == status, done.stderr
+    assert ("the same command goes on where it was" in done.stderr) != twice
+    saved = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
+    assert {step for step in saved if step.isdecimal()} <= steps
+    with Checkpoints.for_reading(tmp_path / "run" / "checkpoints") as checkpoints:
+        assert checkpoints.latest_step == int(max(steps))
+
+
+def test_a_signal_is_kept_until_it_is_asked_for():
+    before = [signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)]
+    with interruption() as asked:
+        asked.check()
+        signal.raise_signal(signal.SIGINT)
+        assert asked.signum == signal.SIGINT
+        with pytest.raises(Interrupted, match="SIGINT"):
+            asked.check()
+    assert before == [signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)]
+
+
+def test_an_evaluation_asks_before_every_batch(small):
+    def stop():
+        raise Interrupted(signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        train_step.mean_loss(None, None, np.zeros((20, 17)), layout_of(small), stop)
+
+
+def layout_of(config):
+    devices = training.sharding.start_devices(config.mesh, config.train.batch_size)
+    return training.sharding.make_batch_layout(
+        config, training.sharding.make_mesh(config.mesh, devices[: len(jax.devices())])
+    )
