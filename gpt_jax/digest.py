@@ -17,10 +17,14 @@ Description = tuple[tuple[int, ...], str]
 
 
 def described(tree: Any) -> dict[str, Description]:
-    """Shape and dtype of every array under its path; a typed key is the numbers it is made of."""
+    """Shape and dtype of every array under its path; a typed key is the numbers it is made of.
+
+    No more is asked of the leaves: where those of a checkpoint lay may be devices that are gone.
+    """
+    bare = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
     return {
         path: (leaf.shape, leaf.dtype.name)
-        for path, leaf in _paths(jax.eval_shape(_numbers, tree)).items()
+        for path, leaf in _paths(jax.eval_shape(_numbers, bare)).items()
     }
 
 

@@ -309,6 +309,12 @@ def test_ten_steps_are_five_and_five_after_a_kill_bit_for_bit(tmp_path, text_fil
     assert [entry["step"] for entry in numbers(broken)] == list(range(1, 11))
     text = [(workdir / "samples" / "10.txt").read_text() for workdir in (straight, broken)]
     assert text[0] == text[1]
+    sampled = subprocess.run(  # In a process that has one device and not two.
+        [sys.executable, ROOT / "scripts" / "sample.py", f"--workdir={straight}"],
+        capture_output=True,
+        text=True,
+    )
+    assert (sampled.returncode, len(sampled.stdout) > 0) == (0, True), sampled.stderr
     record = json.loads((straight / "config.json").read_text())
     assert Config.from_dict(record["config"]).model.dropout > 0
     assert record["devices"]["count"] == 2
