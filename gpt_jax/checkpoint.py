@@ -58,13 +58,9 @@ class Checkpoints:
     @classmethod
     def for_training(cls, folder: Path) -> Self:
         """Of the one process that saves; makes `folder`, and clears what a killed save left."""
-        newest_and_best = _policies.AnyPreservationPolicy(
-            [
-                _policies.LatestN(1),
-                # reverse: the smallest loss. A NaN would spoil the order and drop the true best.
-                _policies.BestN(get_metric_fn=_sortable_loss, reverse=True, n=1),
-            ]
-        )
+        # reverse: the smallest loss. A NaN would spoil the order and drop the true best.
+        best = _policies.BestN(get_metric_fn=_sortable_loss, reverse=True, n=1)
+        newest_and_best = _policies.AnyPreservationPolicy([_policies.LatestN(1), best])
         return cls(
             folder,
             "the run goes on from an older one, if there is one",
@@ -126,16 +122,14 @@ class Checkpoints:
         metrics = {"val_loss": math.inf if val_loss is None else val_loss}
         with self._failures(step):
             self._check_space(sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
-            self._pending = (
+            response = self._checkpointer.save_checkpointables_async(
                 step,
-                self._checkpointer.save_checkpointables_async(
-                    step,
-                    {"state": state},
-                    metrics=metrics,
-                    custom_metadata={"digests": digests(state)},
-                    force=True,
-                ),
+                {"state": state},
+                metrics=metrics,
+                custom_metadata={"digests": digests(state)},
+                force=True,
             )
+            self._pending = step, response
 
     def wait(self) -> None:
         """Returns when what was saved last is on disk.
@@ -149,6 +143,18 @@ class Checkpoints:
                 if response is not None:
                     response.result()
                 self._failed_saves = 0
+
+    def confirm(self, step: int) -> None:
+        """Returns when `step` is on disk: for the last save of a process.
+
+        Raises:
+          UserError: when it is not, and could not be.
+        """
+        if self.latest_step != step:
+            raise UserError(
+                f"step {step} is not in {self._folder}, its save failed: see to the folder, then "
+                f"the same command goes on from step {self.latest_step}"
+            )
 
     @contextlib.contextmanager
     def _failures(self, step: int) -> Iterator[None]:
@@ -229,7 +235,10 @@ class Checkpoints:
                 state = self._checkpointer.load_checkpointables(step, {"state": abstract})["state"]
         except Exception as error:  # Orbax wraps every failure; what helps is its first cause.
             raise self._cannot_be_read(path, error) from error
-        self._check_digests(path, digests(state), expected)
+        for name, digest in digests(state).items():
+            if expected[name] != digest:
+                changed = ValueError(f"{name} is not as it was saved: its digest differs")
+                raise self._cannot_be_read(path, changed)
         return state
 
     def restore_newest(self, abstract: Any) -> Any | None:
@@ -255,9 +264,9 @@ class Checkpoints:
 
     def _set_aside(self, step: int) -> str:
         """Renames a damaged checkpoint; otherwise Orbax would skip saves up to its step."""
-        number, name = 1, f"damaged-{step}"
+        name = f"damaged-{step}"
         while (self._folder / name).exists():
-            number, name = number + 1, f"damaged-{step}-{number + 1}"
+            name += "-again"
         (self._folder / str(step)).rename(self._folder / name)
         self._checkpointer.reload()
         return name
@@ -268,12 +277,6 @@ class Checkpoints:
         Raises: as `restore`.
         """
         return self.restore(step, {"params": abstract})["params"]
-
-    def _check_digests(self, path: Path, actual: dict[str, int], expected: Any) -> None:
-        for name, digest in actual.items():
-            if expected.get(name) != digest:
-                error = ValueError(f"{name} is not as it was saved: its digest differs")
-                raise self._cannot_be_read(path, error)
 
     def _cannot_be_read(self, path: Path, error: Exception) -> DamagedCheckpoint:
         return DamagedCheckpoint(

@@ -145,6 +145,8 @@ def run_steps(
                     monitor.tell(step, metrics, val_loss)
                 if saves or asked.signum:
                     checkpoints.save(step, state, val_loss)
+            if asked.signum or step == c.steps:
+                checkpoints.confirm(step)
             asked.check()
     return state
 

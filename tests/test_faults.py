@@ -147,7 +147,7 @@ def test_a_name_that_is_taken_is_not_overwritten(folder):
     flip_a_bit(folder / "4")
     with Checkpoints.for_training(folder) as checkpoints:
         checkpoints.restore_newest(abstract())
-    assert (folder / "damaged-4-2" / "state").exists()
+    assert (folder / "damaged-4-again" / "state").exists()
     assert not any((folder / "damaged-4").iterdir())
 
 

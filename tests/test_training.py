@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -129,6 +130,15 @@ def test_a_run_that_is_not_finite_any_more_stops_and_says_where(config, tmp_path
     )
     with Checkpoints.for_reading(tmp_path / "run" / "checkpoints") as checkpoints:
         assert checkpoints.latest_step == 4
+
+
+def test_a_run_whose_last_checkpoint_failed_is_not_called_finished(config, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)._replace(free=10)
+    with monkeypatch.context() as patch:
+        patch.setattr("gpt_jax.checkpoint.shutil.disk_usage", lambda path: usage)
+        with pytest.raises(UserError, match=r"step 2 is not in .*, its save failed: .* step 0"):
+            training.train(config.with_values("train", steps=2), tmp_path / "run")
+    assert training.train(config.with_values("train", steps=2), tmp_path / "run")
 
 
 def test_a_prompt_outside_the_vocabulary_costs_the_prompt_and_not_the_run(config, tmp_path, capsys):
