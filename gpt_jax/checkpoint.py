@@ -6,19 +6,23 @@ array. The newest and the best by held-out loss are kept. A damaged one is set a
 
 import contextlib
 import dataclasses
+import json
+import logging
 import math
 import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import jax
 from orbax.checkpoint import v1 as ocp
 
+from gpt_jax import damage
 from gpt_jax.config import UserError
+from gpt_jax.damage import DamagedCheckpoint, first_cause
 from gpt_jax.digest import described, differences, digests
+from gpt_jax.files import check_space, replacing
 from gpt_jax.run_folder import checkpoint_folders
 
 _policies = ocp.training.preservation_policies
@@ -28,10 +32,6 @@ COMMITTED = "commit_success.txt"
 # Times its arrays: an old checkpoint goes when the new one is complete, and a run has other files.
 SPACE_NEEDED = 1.2
 MOST_FAILED_SAVES = 3
-
-
-class DamagedCheckpoint(UserError):
-    """A checkpoint cannot be read, or is not what was written."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +50,7 @@ class Checkpoints:
         self._folder, self._remedy = folder.absolute(), remedy
         self._failed_saves = 0
         self._pending: tuple[int, Any] | None = None  # A step that is being saved, and its result.
+        logging.getLogger("absl").addFilter(_not_orbax)
         try:
             self._checkpointer = ocp.training.Checkpointer(self._folder, **options)
         except Exception as error:
@@ -61,6 +62,7 @@ class Checkpoints:
         # reverse: the smallest loss. A NaN would spoil the order and drop the true best.
         best = _policies.BestN(get_metric_fn=_sortable_loss, reverse=True, n=1)
         newest_and_best = _policies.AnyPreservationPolicy([_policies.LatestN(1), best])
+        damage.set_aside_undescribed(folder)
         return cls(
             folder,
             "the run goes on from an older one, if there is one",
@@ -73,21 +75,18 @@ class Checkpoints:
         """Of any other process, while the run goes on or not; changes nothing in `folder`.
 
         Raises:
-          UserError: when there is no checkpoint.
+          UserError: when there is no checkpoint, or one that makes all of them unreadable.
         """
-        if not checkpoint_folders(folder.parent):
+        if not (found := checkpoint_folders(folder.parent)):
             raise _no_checkpoint(folder)
+        for path in found:
+            damage.check_descriptions(path)
         return cls(folder, "it is damaged, or was just replaced: try again, or choose another step")
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         try:
             self.wait()
         finally:
@@ -121,7 +120,8 @@ class Checkpoints:
         # A checkpoint without metrics would never be removed, so a loss not measured is infinite.
         metrics = {"val_loss": math.inf if val_loss is None else val_loss}
         with self._failures(step):
-            self._check_space(sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
+            size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+            check_space(self._folder, int(SPACE_NEEDED * size))
             response = self._checkpointer.save_checkpointables_async(
                 step,
                 {"state": state},
@@ -130,6 +130,14 @@ class Checkpoints:
                 force=True,
             )
             self._pending = step, response
+
+    def add_loss(self, step: int, val_loss: float) -> None:
+        """Writes the held-out loss of the checkpoint of `step`, which was saved without it."""
+        path = self._folder / str(step) / "metrics" / "metrics"
+        if path.exists():
+            with replacing(path) as file:
+                file.write(json.dumps({"val_loss": val_loss}).encode("utf-8"))
+            self._checkpointer.reload()
 
     def wait(self) -> None:
         """Returns when what was saved last is on disk.
@@ -163,21 +171,17 @@ class Checkpoints:
             yield
         except Exception as error:
             self._failed_saves += 1
-            told = f"the checkpoint of step {step} was not saved ({_first_cause(error)})"
+            told = f"the checkpoint of step {step} was not saved ({first_cause(error)})"
+            with contextlib.suppress(Exception):  # Orbax would say it again at the next save.
+                self._checkpointer.wait()
             self._checkpointer.reload()  # Orbax counts what it meant to save as saved.
+            shutil.rmtree(self._folder / f"{step}.orbax-checkpoint-tmp", ignore_errors=True)
             if self._failed_saves >= MOST_FAILED_SAVES:
                 raise UserError(
                     f"{told}, {self._failed_saves} in a row: see to {self._folder}, then the "
                     f"same command goes on from step {self.latest_step}"
                 ) from error
             print(f"note: {told}; training goes on", file=sys.stderr)
-
-    def _check_space(self, size: int) -> None:
-        free, needed = shutil.disk_usage(self._folder).free, int(SPACE_NEEDED * size)
-        if free < needed:
-            raise OSError(
-                f"{needed:,} bytes are needed in {self._folder} and {free:,} are free: make room"
-            )
 
     def find(self, which: str) -> Saved:
         """The checkpoint that `which` names: "latest", "best" or the number of a step.
@@ -220,6 +224,7 @@ class Checkpoints:
             expected = metadata.custom_metadata["digests"]
             if saved.keys() != expected.keys():
                 raise ValueError("its list of arrays is not the one that was saved")
+            damage.check_size(path, sum(math.prod(shape) for shape, _ in saved.values()))
         except Exception as error:
             raise self._cannot_be_read(path, error) from error
         # Orbax itself would cast to another dtype.
@@ -247,40 +252,37 @@ class Checkpoints:
         Damaged checkpoints that are newer are told of on stderr and renamed.
 
         Raises:
-          UserError: when there are only damaged ones, or for other shapes or dtypes.
+          UserError: when there are only damaged ones, for other shapes or dtypes, or when
+            something is in the way of reading.
         """
-        found = [c.step for c in self._checkpointer.checkpoints]
-        for step in reversed(found):
+        for step in reversed([c.step for c in self._checkpointer.checkpoints]):
             try:
-                return self.restore(step, abstract)
+                return self._restore_now(step, abstract)
             except DamagedCheckpoint as error:
-                print(f"note: {error}; set aside as {self._set_aside(step)}", file=sys.stderr)
-        if found:
+                damage.set_aside(self._folder / str(step), error)
+                self._checkpointer.reload()
+        if any(self._folder.glob("damaged-*")):  # By this process or one before.
             raise UserError(
                 f"{self._folder} holds damaged checkpoints only, which were set aside: bring a "
                 "good one back, or start a new run with another --workdir"
             )
         return None
 
-    def _set_aside(self, step: int) -> str:
-        """Renames a damaged checkpoint; otherwise Orbax would skip saves up to its step."""
-        name = f"damaged-{step}"
-        while (self._folder / name).exists():
-            name += "-again"
-        (self._folder / str(step)).rename(self._folder / name)
-        self._checkpointer.reload()
-        return name
+    def _restore_now(self, step: int, abstract: Any) -> Any:
+        """As `restore`, twice: what was in the way of the first time is no damage."""
+        try:
+            return self.restore(step, abstract)
+        except DamagedCheckpoint:
+            damage.check_readable(self._folder / str(step))
+            return self.restore(step, abstract)
 
     def restore_params(self, step: int, abstract: Any) -> Any:
-        """The parameters alone of the state saved at `step`, laid out as `abstract` says.
-
-        Raises: as `restore`.
-        """
+        """The parameters alone of the state saved at `step`. Raises as `restore`."""
         return self.restore(step, {"params": abstract})["params"]
 
     def _cannot_be_read(self, path: Path, error: Exception) -> DamagedCheckpoint:
         return DamagedCheckpoint(
-            f"{path} cannot be restored ({_first_cause(error)}): {self._remedy}"
+            f"{path} cannot be restored ({first_cause(error)}): {self._remedy}"
         )
 
 
@@ -289,11 +291,9 @@ def _no_checkpoint(folder: Path) -> UserError:
 
 
 def _sortable_loss(metrics: Any) -> float:
-    loss = (metrics or {}).get("val_loss", math.inf)
-    return loss if math.isfinite(loss) else math.inf
+    loss = (metrics or {}).get("val_loss")
+    return loss if isinstance(loss, float) and math.isfinite(loss) else math.inf
 
 
-def _first_cause(error: BaseException) -> str:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return (str(error).strip() or repr(error)).splitlines()[0]
+def _not_orbax(record: logging.LogRecord) -> bool:
+    return "orbax" not in record.pathname  # It fills pages where we say a sentence.

@@ -37,6 +37,7 @@ NOT_NEGATIVE = Rule("0 or more", lambda x: x >= 0)
 BELOW_ONE = Rule("in [0, 1)", lambda x: 0 <= x < 1)
 INSIDE_ONE = Rule("in (0, 1)", lambda x: 0 < x < 1)
 UP_TO_ONE = Rule("in (0, 1]", lambda x: 0 < x <= 1)
+UP_TO_256 = Rule("1 to 256", lambda x: 1 <= x <= 256)  # Describing 1,000 blocks takes a minute.
 SEED = Rule("0 to 2**31 - 1", lambda x: 0 <= x < 2**31)
 REST_OR_POSITIVE = Rule("above 0, or -1 for the rest", lambda x: x > 0 or x == -1)
 
@@ -114,7 +115,7 @@ class GPTConfig(_Section):
 
     vocab_size: int = setting(0, NOT_NEGATIVE, "distinct tokens; 0 = as many as the tokenizer has")
     block_size: int = setting(128, POSITIVE, "context length, in tokens")
-    n_layer: int = setting(4, POSITIVE, "blocks")
+    n_layer: int = setting(4, UP_TO_256, "blocks")
     n_head: int = setting(4, POSITIVE, "attention heads per block; must divide n_embd")
     n_embd: int = setting(128, POSITIVE, "width of the residual stream")
     dropout: float = setting(0.1, BELOW_ONE, "chance that an activation is dropped in training")
@@ -290,8 +291,7 @@ def default_config() -> ConfigDict:
 def from_config_dict(config: ConfigDict) -> Config:
     """The checked configuration behind a ConfigDict.
 
-    Raises:
-      UserError: for a value out of range, a field that does not exist, or no ConfigDict at all.
+    Raises UserError for a value out of range, an unknown field, or no ConfigDict at all.
     """
     if not isinstance(config, ConfigDict):
         raise UserError(

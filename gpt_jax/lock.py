@@ -47,6 +47,8 @@ def one_writer(workdir: Path) -> Iterator[None]:
 def _lock(workdir: Path) -> BinaryIO:
     """The open file of the lock, which is free again when it is closed."""
     path = workdir / ".lock"
+    if path.is_symlink():  # It is written into.
+        raise UserError(f"{path} is a link: remove it")
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         file = path.open("a+b")

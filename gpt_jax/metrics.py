@@ -25,13 +25,23 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         return []
     entries = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        with contextlib.suppress(json.JSONDecodeError):
+        with contextlib.suppress(ValueError, RecursionError):
             entry = json.loads(line)
-            if isinstance(entry, dict) and {"step", "elapsed_s"} <= entry.keys():
+            if _is_entry(entry):
                 entries.append(entry)
                 continue
         break
     return entries
+
+
+def _is_entry(entry: Any) -> bool:
+    """Whether it has what every line has; numbers, or null for what is not finite."""
+    return (
+        isinstance(entry, dict)
+        and type(entry.get("step")) is int
+        and isinstance(entry.get("elapsed_s"), int | float)
+        and all(isinstance(value, int | float | None) for value in entry.values())
+    )
 
 
 def json_line(entry: dict[str, Any]) -> str:

@@ -13,9 +13,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from gpt_jax.config import Config, UserError, check_field
+from gpt_jax.config import ANY, Config, UserError, check_field, checked
 from gpt_jax.corpus import absolute_source
-from gpt_jax.files import replacing
+from gpt_jax.files import check_links, replacing
 from gpt_jax.tokenizer import Tokenizer, load_tokenizer, save_tokenizer
 
 FORMAT = 1
@@ -79,8 +79,9 @@ def read_record(workdir: Path) -> Record | None:
 
     Raises:
       UserError: for a record that cannot be read, is of another format, or is missing beside
-        checkpoints.
+        checkpoints, and for links out of the folder.
     """
+    check_links(workdir)
     path = workdir / "config.json"
     try:
         return _parse_record(json.loads(path.read_text(encoding="utf-8")))
@@ -91,7 +92,7 @@ def read_record(workdir: Path) -> Record | None:
                 "restore the file, or name another folder"
             ) from None
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{path} cannot be read ({error}): restore the file, or name another folder"
         ) from error
@@ -162,13 +163,17 @@ def existing_record(workdir: Path) -> Record:
 def _parse_record(content: Any) -> Record:
     if content["format"] != FORMAT:
         raise UserError(f"it is of format {content['format']!r}, this version reads {FORMAT}")
+    config, corpus, devices = (content[name] for name in ("config", "corpus", "devices"))
+    config = Config.from_dict(config)
+    if config.model.matmul_dtype == "auto":
+        raise UserError("it leaves model.matmul_dtype to choose")
     return Record(
-        config=Config.from_dict(content["config"]),
-        requested_corpus=content["corpus"]["requested"],
-        corpus_sha256=content["corpus"]["sha256"],
-        platform=content["devices"]["platform"],
-        devices=content["devices"]["count"],
-        changes=tuple(content.get("changes", ())),  # Runs of before have none.,
+        config=config,
+        requested_corpus=checked("corpus.requested", corpus["requested"], str, ANY),
+        corpus_sha256=checked("corpus.sha256", corpus["sha256"], str, ANY),
+        platform=checked("devices.platform", devices["platform"], str, ANY),
+        devices=checked("devices.count", devices["count"], int, ANY),
+        changes=tuple(map(dict, content.get("changes", ()))),  # Runs of before have none.
     )
 
 

@@ -147,8 +147,9 @@ def load_tokenizer(path: Path) -> Tokenizer:
         if kind == (1, "byte"):
             return ByteTokenizer()
         if kind == (1, "char"):
+            content["characters"].encode("utf-8")  # Halves of a pair are no characters.
             return CharTokenizer(content["characters"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"no tokenizer can be read from {path} ({error!r}): restore the file"
         ) from error

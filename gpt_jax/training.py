@@ -17,6 +17,7 @@ import numpy as np
 from gpt_jax import data, report, sampling, sharding
 from gpt_jax.checkpoint import Checkpoints
 from gpt_jax.config import Config, UserError
+from gpt_jax.files import replacing
 from gpt_jax.interruption import Interrupted, Interruption
 from gpt_jax.metrics import Monitor, read_metrics
 from gpt_jax.run import Run, prepare
@@ -127,7 +128,9 @@ def run_steps(
     """
     c, step = run.config.train, int(state.step)
     if monitor.lacks_evaluation(step) and _is_due(step, c.eval_every, c.steps):
-        monitor.add_evaluation(run.evaluate(state.params, asked.check))
+        missed = run.evaluate(state.params, asked.check)
+        monitor.add_evaluation(missed)
+        checkpoints.add_loss(step, missed)
     with monitor.bar():
         while step < c.steps:
             state, metrics = run.train_step(state, run.batch(step))
@@ -212,7 +215,8 @@ def finish(run: Run, state: TrainState, monitor: Monitor, asked: Interruption) -
     text = _sample(run, state, prompt, asked)
     path = _sample_path(run.workdir, int(state.step))
     path.parent.mkdir(exist_ok=True)
-    path.write_text(text + "\n", encoding="utf-8")
+    with replacing(path) as file:  # Half a sample would count as the end of the run.
+        file.write((text + "\n").encode("utf-8"))
     monitor.say(f"a sample at temperature {run.config.sample.temperature}:\n\n{text}")
 
 

@@ -9,11 +9,11 @@ import jax
 import numpy as np
 import pytest
 from conftest import ROOT
+from soak import log
 
 from gpt_jax import sampling, train_step, training
-from gpt_jax.checkpoint import Checkpoints
+from gpt_jax.checkpoint import Checkpoints, Saved
 from gpt_jax.interruption import Interrupted, Interruption, interruption
-from gpt_jax.metrics import read_metrics
 
 
 @pytest.fixture
@@ -28,12 +28,6 @@ def config(small, text_file):
 def straight(config, tmp_path):
     training.train(config, tmp_path / "straight")
     return tmp_path / "straight"
-
-
-def numbers(workdir):
-    clock = ("tokens_per_s", "elapsed_s")
-    entries = read_metrics(workdir / "metrics.jsonl")
-    return [{k: v for k, v in entry.items() if k not in clock} for entry in entries]
 
 
 def params(workdir):
@@ -78,8 +72,21 @@ def test_the_step_in_hand_is_saved_and_the_rest_is_as_in_a_straight_run(
         assert checkpoints.latest_step == saved
     assert not (workdir / "samples").exists()
     assert training.train(config, workdir)
-    assert numbers(workdir) == numbers(straight)
+    assert log(workdir) == log(straight)
     assert params(workdir) == params(straight)
+
+
+def test_an_evaluation_that_was_left_alone_still_finds_the_best(config, tmp_path, monkeypatch):
+    """The loss of step 4 is measured after the run has gone on, and no later one is as small."""
+    asked, workdir = Interruption(), tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        ask_at(patch, sys.modules["gpt_jax.run"], "mean_loss", 1, asked)
+        training.train(config, workdir, asked=asked)
+    losses = iter([1.0, 2.0, 3.0, 4.0])
+    monkeypatch.setattr(sys.modules["gpt_jax.run"], "mean_loss", lambda *args: next(losses))
+    assert training.train(config, workdir)
+    with Checkpoints.for_reading(workdir / "checkpoints") as checkpoints:
+        assert checkpoints.all() == [Saved(4, 1.0), Saved(10, 3.0)]
 
 
 # Sends itself a signal in the middle of the third step, and a second one while it saves.

@@ -28,6 +28,7 @@ ORDER = [
     "sampling",
     "digest",
     "run_folder",
+    "damage",
     "checkpoint",
     "run",
     "evaluation",
@@ -51,7 +52,7 @@ WITHOUT_JAX = [
         "corpus",
         "data",
     ),
-    *("run_folder", "metrics", "tensorboard", "report"),
+    *("run_folder", "damage", "metrics", "tensorboard", "report"),
 ]
 
 

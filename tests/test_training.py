@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import ROOT
+from soak import arrays, log, sample
 
 from gpt_jax import corpus, sharding, train_step, training
 from gpt_jax.checkpoint import Checkpoints
@@ -135,7 +136,7 @@ def test_a_run_that_is_not_finite_any_more_stops_and_says_where(config, tmp_path
 def test_a_run_whose_last_checkpoint_failed_is_not_called_finished(config, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=10)
     with monkeypatch.context() as patch:
-        patch.setattr("gpt_jax.checkpoint.shutil.disk_usage", lambda path: usage)
+        patch.setattr("gpt_jax.files.shutil.disk_usage", lambda path: usage)
         with pytest.raises(UserError, match=r"step 2 is not in .*, its save failed: .* step 0"):
             training.train(config.with_values("train", steps=2), tmp_path / "run")
     assert training.train(config.with_values("train", steps=2), tmp_path / "run")
@@ -286,18 +287,6 @@ def script(workdir, text_file, *extra, code=None):
     )
 
 
-def arrays(workdir, step):
-    """The arrays of a checkpoint as bytes, under their paths."""
-    config = read_record(workdir).config
-    devices = sharding.start_devices(config.mesh, config.train.batch_size)
-    abstract = train_step.abstract_state(config, sharding.make_mesh(config.mesh, devices))
-    with Checkpoints.for_training(workdir / "checkpoints") as checkpoints:
-        state = checkpoints.restore(step, abstract)
-    state = state.replace(key=jax.random.key_data(state.key))
-    leaves = jax.tree_util.tree_leaves_with_path(state)
-    return {jax.tree_util.keystr(path): np.asarray(leaf).tobytes() for path, leaf in leaves}
-
-
 def test_ten_steps_are_five_and_five_after_a_kill_bit_for_bit(tmp_path, text_file):
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     done = script(straight, text_file)
@@ -308,17 +297,10 @@ def test_ten_steps_are_five_and_five_after_a_kill_bit_for_bit(tmp_path, text_fil
     assert resumed.returncode == 0, resumed.stderr
     assert "goes on after step 5" in resumed.stdout
 
-    assert arrays(broken, 10) == arrays(straight, 10)
-
-    def numbers(workdir):
-        clock = ("tokens_per_s", "elapsed_s")
-        entries = read_metrics(workdir / "metrics.jsonl")
-        return [{k: v for k, v in entry.items() if k not in clock} for entry in entries]
-
-    assert numbers(broken) == numbers(straight)
-    assert [entry["step"] for entry in numbers(broken)] == list(range(1, 11))
-    text = [(workdir / "samples" / "10.txt").read_text() for workdir in (straight, broken)]
-    assert text[0] == text[1]
+    assert arrays(broken) == arrays(straight)
+    assert log(broken) == log(straight)
+    assert [entry["step"] for entry in log(broken)] == list(range(1, 11))
+    assert sample(broken) == sample(straight)
     sampled = subprocess.run(  # In a process that has one device and not two.
         [sys.executable, ROOT / "scripts" / "sample.py", f"--workdir={straight}"],
         capture_output=True,

@@ -1,0 +1,169 @@
+"""Kills a run again and again, and shows that nothing of it is lost.
+
+    python scripts/soak.py --kills=300 --seed=0
+
+A small model is trained by train.py in a process that is killed (SIGKILL) at a random moment; the
+same command goes on, until the run is finished. Its arrays, its log and its text are then those of
+a run that nobody disturbed, bit for bit.
+"""
+
+import collections
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import command_line
+from absl import flags
+from rich.console import Console
+from rich.progress import track
+
+from gpt_jax.config import POSITIVE, SEED, UserError, checked
+
+SMALL = {
+    **{"model.block_size": 16, "model.n_layer": 1, "model.n_embd": 16, "optimizer.warmup_steps": 2},
+    **{"train.batch_size": 8, "train.log_every": 5, "train.eval_every": 50, "mesh.cpu_devices": 1},
+    **{"train.checkpoint_every": 10, "sample.max_new_tokens": 20},
+}
+
+
+def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
+    """How often, how long, and when."""
+    flags.DEFINE_integer("kills", 100, "Kills at most; then it may finish.", flag_values=values)
+    flags.DEFINE_integer("steps", 10_000, "Steps of the run.", flag_values=values)
+    flags.DEFINE_integer("seed", 0, "Of the moments of the kills.", flag_values=values)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the script with a command line, the script's name first. Returns the exit status."""
+
+    def soak(values: flags.FlagValues, words: list[str]) -> None:
+        for name, rule in (("kills", POSITIVE), ("steps", POSITIVE), ("seed", SEED)):
+            checked(name, values[name].value, int, rule)
+        with tempfile.TemporaryDirectory() as folder:
+            compare(Path(folder), values.kills, values.steps, random.Random(values.seed))
+
+    return command_line.run(soak, define_flags, argv, __doc__ or "")
+
+
+def compare(folder: Path, kills: int, steps: int, moments: random.Random) -> None:
+    """Runs both, and says what became of the one that was killed.
+
+    Raises:
+      UserError: where the two are not the same.
+    """
+    from gpt_jax import play  # Not before flags were read.
+
+    (folder / "corpus.txt").write_text(play.write()[:20_000], encoding="utf-8")
+    straight, killed = folder / "straight", folder / "killed"
+    process, begin = start(straight, steps), time.perf_counter()
+    while process.poll() is None and not log(straight):
+        time.sleep(0.01)
+    first_line_s = time.perf_counter() - begin
+    end(process)
+    hits = kill_often(killed, kills, steps, moments, 2 * first_line_s)
+    end(start(killed, steps))
+    print(f"{hits.total()} kills: {', '.join(f'{n} {where}' for where, n in hits.items())}")
+    same = {
+        "arrays": arrays(straight) == arrays(killed),
+        "log": log(straight) == log(killed),
+        "text": sample(straight) == sample(killed),
+    }
+    if not all(same.values()):
+        raise UserError(f"not the same as those of the straight run: {same}")
+    print(
+        f"{len(arrays(killed))} arrays, {len(log(killed))} lines, the text: the same in every bit"
+    )
+
+
+def kill_often(
+    workdir: Path, kills: int, steps: int, moments: random.Random, longest_s: float
+) -> collections.Counter[str]:
+    """Kills the run at moments up to `longest_s` after its start. Returns when that was.
+
+    Raises:
+      UserError: when a checkpoint was lost.
+    """
+    hits: collections.Counter[str] = collections.Counter()
+    console = Console(stderr=True)
+    for _ in track(range(kills), "kills", console=console, disable=not console.is_terminal):
+        lines, newest = len(log(workdir)), max(saved(workdir), default=0)
+        process = start(workdir, steps)
+        try:
+            process.wait(moments.uniform(0, longest_s))
+            break
+        except subprocess.TimeoutExpired:
+            process.kill()
+        process.communicate()
+        hits[moment(workdir, lines)] += 1
+        if max(saved(workdir), default=0) < newest:
+            raise UserError(f"the checkpoint of step {newest} was lost by kill {hits.total()}")
+    return hits
+
+
+def start(workdir: Path, steps: int) -> subprocess.Popen[str]:
+    """train.py in a process of its own."""
+    settings = SMALL | {"data.corpus": workdir.parent / "corpus.txt", "train.steps": steps}
+    command = [sys.executable, str(Path(__file__).parent / "train.py"), f"--workdir={workdir}"]
+    command += [f"--config.{name}={value}" for name, value in settings.items()]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """Waits for a run to finish. Raises UserError when it does not."""
+    _, told = process.communicate()
+    if process.returncode:
+        raise UserError(f"train.py ended with {process.returncode}: {told.strip()}")
+
+
+def saved(workdir: Path) -> list[int]:
+    """The steps of the checkpoints that are complete."""
+    found = (workdir / "checkpoints").glob("[0-9]*/commit_success.txt")
+    return [int(path.parent.name) for path in found if path.parent.name.isdecimal()]
+
+
+def moment(workdir: Path, lines: int) -> str:
+    """What the run was doing that was killed, its log having had so many lines before."""
+    if len(log(workdir)) <= lines:
+        return "before its first line"
+    unfinished = any((workdir / "checkpoints").glob("*.orbax-checkpoint-tmp"))
+    return "during a save" if unfinished else "between saves"
+
+
+def log(workdir: Path) -> list[dict[str, Any]]:
+    """The lines of its log without what a clock has said."""
+    from gpt_jax.metrics import read_metrics
+
+    clock = ("tokens_per_s", "elapsed_s")
+    entries = read_metrics(workdir / "metrics.jsonl")
+    return [{k: v for k, v in entry.items() if k not in clock} for entry in entries]
+
+
+def sample(workdir: Path) -> list[str]:
+    """The texts of a run."""
+    return [path.read_text(encoding="utf-8") for path in (workdir / "samples").glob("*.txt")]
+
+
+def arrays(workdir: Path) -> dict[str, bytes]:
+    """The newest checkpoint's arrays as bytes, under their paths."""
+    import jax
+    import numpy as np
+
+    from gpt_jax import run_folder, sharding, train_step
+    from gpt_jax.checkpoint import Checkpoints
+
+    config = run_folder.existing_record(workdir).config
+    devices = sharding.start_devices(config.mesh, config.train.batch_size)
+    abstract = train_step.abstract_state(config, sharding.make_mesh(config.mesh, devices))
+    with Checkpoints.for_reading(workdir / "checkpoints") as checkpoints:
+        state = checkpoints.restore(checkpoints.latest_step, abstract)
+    leaves = jax.tree_util.tree_leaves_with_path(state.replace(key=jax.random.key_data(state.key)))
+    return {jax.tree_util.keystr(path): np.asarray(leaf).tobytes() for path, leaf in leaves}
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
