@@ -63,7 +63,7 @@ def load(folder: str | os.PathLike[str], step: str | int = "best") -> "TrainedMo
     with Checkpoints.for_reading(workdir / "checkpoints") as checkpoints:
         saved = checkpoints.find(str(step))
         alone = make_mesh(MeshConfig(), jax.local_devices()[:1])
-        params = checkpoints.restore_params(saved.step, abstract_state(config, alone).params)
+        params = checkpoints.restore_evaluated(saved.step, abstract_state(config, alone))
     return TrainedModel(workdir, config, tokenizer, params, saved.step, saved.val_loss)
 
 

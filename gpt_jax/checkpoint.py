@@ -271,12 +271,13 @@ class Checkpoints:
         self._checkpointer.reload()
         return name
 
-    def restore_params(self, step: int, abstract: Any) -> Any:
-        """The parameters alone of the state saved at `step`, laid out as `abstract` says.
+    def restore_evaluated(self, step: int, abstract: Any) -> Any:
+        """Of the state saved at `step` only the parameters to evaluate: `TrainState.evaluated`.
 
         Raises: as `restore`.
         """
-        return self.restore(step, {"params": abstract})["params"]
+        name = "average" if abstract.average else "params"
+        return self.restore(step, {name: getattr(abstract, name)})[name]
 
     def _cannot_be_read(self, path: Path, error: Exception) -> DamagedCheckpoint:
         return DamagedCheckpoint(

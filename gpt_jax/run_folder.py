@@ -30,9 +30,12 @@ CHOICES: tuple[tuple[str, str, Any], ...] = (
 )
 # What no run can change: which arrays it has, and what its tokens mean (another text, another run).
 FIXED = {
-    *("model.vocab_size", "model.block_size", "model.n_layer", "model.n_head", "model.n_embd"),
-    *("model.bias", "model.qkv_bias", "model.tie_embeddings", "optimizer.name"),
-    *("data.corpus", "data.tokenizer"),
+    *(
+        f"model.{field.name}"
+        for field in dataclasses.fields(Config().model)
+        if field.name not in ("dropout", "matmul_dtype")
+    ),
+    *("optimizer.name", "optimizer.average_decay", "data.corpus", "data.tokenizer"),
 }
 # What may differ when a run goes on. A sample or a log changes nothing; another layout over devices
 # changes the order of float32 sums: losses agree within 1e-5, bits only on the same devices.
