@@ -90,11 +90,6 @@ class GPTConfig(Section):
         """Heads of keys and values."""
         return self.n_kv_head or self.n_head
 
-    @property
-    def inner(self) -> int:
-        """Width of the MLP."""
-        return self.n_inner or 4 * self.n_embd
-
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig(Section):

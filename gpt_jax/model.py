@@ -146,9 +146,10 @@ class MLP(nn.Module):
     def setup(self) -> None:
         c = self.config
         dense = partial(Dense, spec="btc,cf->btf", use_bias=c.bias, dtype=c.matmul_dtype)
-        self.c_fc = dense(features=(c.inner,), names=("embed", "mlp"))
+        inner = partial(dense, features=(c.n_inner or 4 * c.n_embd,), names=("embed", "mlp"))
+        self.c_fc = inner()
         if c.activation == "swiglu":
-            self.c_gate = dense(features=(c.inner,), names=("embed", "mlp"))
+            self.c_gate = inner()
         self.c_proj = dense(features=(c.n_embd,), names=("mlp", "embed"), stddev=residual_stddev(c))
 
     def __call__(self, x_BTC: jax.Array, keys_B: jax.Array | None, site: int) -> jax.Array:
