@@ -156,8 +156,8 @@ def averaged(decay: float, state: TrainState, params: Any) -> Any:
     ExponentialMovingAverage): it would keep the parameters of the beginning.
     """
     updates = (state.step - state.skipped).astype(jnp.float32)
-    decay = jnp.minimum(decay, (1 + updates) / (10 + updates))
-    return jax.tree.map(lambda a, p: p + decay * (a - p), state.average, params)
+    kept = jnp.minimum(decay, (1 + updates) / (10 + updates))
+    return jax.tree.map(lambda a, p: p + kept * (a - p), state.average, params)
 
 
 def apply_if_finite(

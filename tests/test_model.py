@@ -261,10 +261,10 @@ def test_decoding_in_pieces_gives_the_logits_of_the_whole(config, pieces):
 
 OPTIONS = {
     "position": ("learned", "rotary"),
-    "n_kv_head": (0, 2, 1),
+    "n_kv_head": (0, 2),
     "qk_norm": (False, True),
     "norm": ("layer", "rms"),
-    "activation": ("gelu", "gelu_tanh", "relu2", "swiglu"),
+    "activation": ("gelu", "relu2", "swiglu"),
     "logit_softcap": (0.0, 2.0),
 }
 
@@ -273,8 +273,10 @@ OPTIONS = {
 def test_decoding_gives_the_logits_of_the_whole_for_every_combination(config, values):
     options = dict(zip(OPTIONS, values, strict=True))
     config = dataclasses.replace(config, n_head=4, block_size=6, **options)
-    with jax.disable_jit():  # 192 combinations take longer to compile than to run.
-        params = jax.tree.map(lambda leaf: leaf * 3, init(config))
+    shapes = nn.unbox(jax.eval_shape(lambda: jitted_init(config, jax.random.key(0))))["params"]
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: rng.normal(0, 0.2, leaf.shape).astype(np.float32), shapes)
+    with jax.disable_jit():  # 96 combinations take longer to compile than to run.
         tokens, cache = tokens_of(config), init_cache(config, 2)
         first, cache = decode(config, params, tokens[:, :4], cache, 0)
         second, _ = decode(config, params, tokens[:, 4:], cache, 4)
