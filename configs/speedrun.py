@@ -14,6 +14,7 @@ def get_config() -> ConfigDict:
     config.model.qk_norm = True
     config.model.activation = "relu2"
     config.model.zero_init = True
+    config.model.embedding_skip = True
     config.optimizer.name = "muon"
     config.optimizer.learning_rate = 4e-3
     config.optimizer.min_learning_rate = 0.0

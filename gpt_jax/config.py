@@ -54,6 +54,9 @@ class GPTConfig(Section):
         "of the MLP: exact or GPT-2's GELU, squared ReLU, or a gate of its own",
     )  # fmt: skip
     zero_init: bool = setting(False, ANY, "blocks begin as the identity: output projections at 0")
+    embedding_skip: bool = setting(
+        False, ANY, "the embedding is added to the stream again before every block"
+    )
     logit_softcap: float = setting(
         0.0, NOT_NEGATIVE, "logits are kept within this by tanh; 0 = they are not"
     )

@@ -210,9 +210,9 @@ class GPT(nn.Module):
 
         Returns: float32 logits, shape (B, T, V).
         """
-        x_BTC = self._embed(tokens_BT, 0)
+        e_BTC = x_BTC = self._embed(tokens_BT, 0)
         for layer, block in enumerate(self.h):
-            x_BTC = block(x_BTC, keys_B, layer * Block.SITES)
+            x_BTC = block(self._stream(x_BTC, e_BTC), keys_B, layer * Block.SITES)
         return self._logits(x_BTC)
 
     def decode(
@@ -230,9 +230,10 @@ class GPT(nn.Module):
 
         Returns: float32 logits, shape (B, T, V), and the cache with the new tokens in it.
         """
-        x_BTC, new = self._embed(tokens_BT, start), []
+        e_BTC = x_BTC = self._embed(tokens_BT, start)
+        new = []
         for block, keys_values in zip(self.h, cache, strict=True):
-            x_BTC, keys_values = block.decode(x_BTC, keys_values, start)
+            x_BTC, keys_values = block.decode(self._stream(x_BTC, e_BTC), keys_values, start)
             new.append(keys_values)
         return self._logits(x_BTC), tuple(new)
 
@@ -242,6 +243,13 @@ class GPT(nn.Module):
             size = tokens_BT.shape[1]
             x_BTC = x_BTC + lax.dynamic_slice_in_dim(self.wpe.embedding, start, size)
         return x_BTC
+
+    def _stream(self, x_BTC: jax.Array, e_BTC: jax.Array) -> jax.Array:
+        """What a block reads: the stream, perhaps with the embedding in it again.
+
+        modded-nanogpt does so with learned weights (Jordan and others, 2024).
+        """
+        return x_BTC + e_BTC if self.config.embedding_skip else x_BTC
 
     def _logits(self, x_BTC: jax.Array) -> jax.Array:
         x_BTC = self.ln_f(x_BTC)
