@@ -24,21 +24,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from gpt_jax import data, sampling
 from gpt_jax.checkpoint import Checkpoints
-from gpt_jax.config import (
-    ANY,
-    NOT_NEGATIVE,
-    POSITIVE,
-    SEED,
-    Config,
-    GPTConfig,
-    MeshConfig,
-    SampleConfig,
-    UserError,
-    check_field,
-    checked,
-)
+from gpt_jax.config import Config, GPTConfig, MeshConfig, SampleConfig, check_field
 from gpt_jax.model import GPT
 from gpt_jax.run_folder import existing_record, matching_tokenizer
+from gpt_jax.setting import ANY, NOT_NEGATIVE, POSITIVE, SEED, UserError, checked
 from gpt_jax.sharding import make_mesh
 from gpt_jax.text_stream import TextStream
 from gpt_jax.tokenizer import Tokenizer
@@ -63,7 +52,7 @@ def load(folder: str | os.PathLike[str], step: str | int = "best") -> "TrainedMo
     with Checkpoints.for_reading(workdir / "checkpoints") as checkpoints:
         saved = checkpoints.find(str(step))
         alone = make_mesh(MeshConfig(), jax.local_devices()[:1])
-        params = checkpoints.restore_params(saved.step, abstract_state(config, alone).params)
+        params = checkpoints.restore_evaluated(saved.step, abstract_state(config, alone))
     return TrainedModel(workdir, config, tokenizer, params, saved.step, saved.val_loss)
 
 

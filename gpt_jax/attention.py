@@ -1,7 +1,8 @@
-"""Causal attention: of whole windows, with dropout and a gradient, and over a cache.
+"""Causal attention: of whole windows, with dropout and a gradient, and over a cache; rotary
+positions.
 
 Shapes (the suffix of a name): B rows, T time of the queries, S time of the keys, H heads, N rows
-times heads, D width of a head.
+times heads, D width of a head, P half of it.
 """
 
 from functools import partial
@@ -9,12 +10,29 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gpt_jax.layers import dropout, einsum
 
 QUERY_BLOCK = 128  # Shorter blocks of queries are not worth their compilation,
 MOST_QUERY_BLOCKS = 4  # nor are more of them: four save three quarters of what can be saved.
+ROTARY_BASE = 10_000.0
 MOST_SITES = 1 << 16  # More than a model has: a block of queries has masks of its own.
+
+
+def rotate(x_BTHD: jax.Array, start: jax.Array | int) -> jax.Array:
+    """Turns pairs of numbers of each head by angles that grow with the position (Su et al., 2021).
+
+    Scores then depend on the distance of query and key alone. Pair i is (i, i + D/2), as in
+    GPT-NeoX and Llama; its angle is position / ROTARY_BASE^(2 i / D), the first one at `start`.
+    """
+    half = x_BTHD.shape[-1] // 2
+    frequency_P = ROTARY_BASE ** (-np.arange(half, dtype=np.float32) / half)
+    position_T = start + jnp.arange(x_BTHD.shape[1])
+    angle_T1P = (position_T[:, None] * frequency_P)[:, None]
+    sin, cos = jnp.sin(angle_T1P), jnp.cos(angle_T1P)
+    a, b = x_BTHD[..., :half], x_BTHD[..., half:]
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
 
 def causal_attention(
@@ -115,11 +133,16 @@ _attend.defvjp(_attend_forward, _attend_backward)
 
 
 def cached_attention(
-    q_NTD: jax.Array, k_NSD: jax.Array, v_NSD: jax.Array, start: jax.Array
+    q_NTD: jax.Array, k_NSD: jax.Array, v_NSD: jax.Array, start: jax.Array, groups: int = 1
 ) -> jax.Array:
-    """`causal_attention` of T positions from `start` on, over a cache. Returns: shape (N, T, D)."""
+    """`causal_attention` over a cache. Returns: shape (N, T, D).
+
+    Args:
+      q_NTD: of T / groups positions from `start` on, `groups` times over: that many heads share
+        the keys and values.
+    """
     scores_NTS = jnp.einsum("ntd,nsd->nts", q_NTD * q_NTD.shape[-1] ** -0.5, k_NSD)
-    positions_T = start + jnp.arange(q_NTD.shape[1])
+    positions_T = start + jnp.tile(jnp.arange(q_NTD.shape[1] // groups), groups)
     visible_TS = jnp.arange(k_NSD.shape[1]) <= positions_T[:, None]
     weights_NTS = jax.nn.softmax(jnp.where(visible_TS, scores_NTS, -jnp.inf))
     return jnp.einsum("nts,nsd->ntd", weights_NTS, v_NSD)

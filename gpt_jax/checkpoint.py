@@ -19,11 +19,11 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from gpt_jax import damage
-from gpt_jax.config import UserError
 from gpt_jax.damage import DamagedCheckpoint, first_cause
 from gpt_jax.digest import described, differences, digests
 from gpt_jax.files import check_space, replacing
 from gpt_jax.run_folder import checkpoint_folders
+from gpt_jax.setting import UserError
 
 _policies = ocp.training.preservation_policies
 
@@ -276,9 +276,10 @@ class Checkpoints:
             damage.check_readable(self._folder / str(step))
             return self.restore(step, abstract)
 
-    def restore_params(self, step: int, abstract: Any) -> Any:
-        """The parameters alone of the state saved at `step`. Raises as `restore`."""
-        return self.restore(step, {"params": abstract})["params"]
+    def restore_evaluated(self, step: int, abstract: Any) -> Any:
+        """Of the state saved at `step` what `TrainState.evaluated` is. Raises as `restore`."""
+        name = "average" if abstract.average else "params"
+        return self.restore(step, {name: getattr(abstract, name)})[name]
 
     def _cannot_be_read(self, path: Path, error: Exception) -> DamagedCheckpoint:
         return DamagedCheckpoint(

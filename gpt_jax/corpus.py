@@ -17,8 +17,8 @@ from http.client import HTTPException
 from pathlib import Path
 
 from gpt_jax import play
-from gpt_jax.config import UserError
 from gpt_jax.files import replacing
+from gpt_jax.setting import UserError
 
 TINY_SHAKESPEARE_URL = (
     "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from gpt_jax.config import UserError
+from gpt_jax.setting import UserError
 
 # Orbax reads these of every checkpoint at once: one that is broken would hide all of them.
 DESCRIPTIONS = ("_CHECKPOINT_METADATA", "metrics/metrics")

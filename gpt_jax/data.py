@@ -12,7 +12,7 @@ Shapes: B windows of a batch, N windows of an evaluation, W = block_size + 1.
 
 import numpy as np
 
-from gpt_jax.config import UserError
+from gpt_jax.setting import UserError
 
 TUTORIAL_WINDOWS = 50 * 32
 

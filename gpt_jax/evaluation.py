@@ -58,7 +58,7 @@ def evaluate(workdir: Path, which: str) -> Evaluation:
     # Found and read at once: a run in progress removes checkpoints.
     with Checkpoints.for_reading(workdir / "checkpoints") as checkpoints:
         step = checkpoints.find(which).step
-        params = checkpoints.restore_params(step, run.abstract.params)
+        params = checkpoints.restore_evaluated(step, run.abstract)
     return _evaluation(run, params, step)
 
 

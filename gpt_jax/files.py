@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from gpt_jax.config import UserError
+from gpt_jax.setting import UserError
 
 
 @contextlib.contextmanager

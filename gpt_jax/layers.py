@@ -5,6 +5,7 @@ Shapes (the suffix of a name): B rows of a batch.
 
 import math
 import re
+from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
@@ -16,7 +17,7 @@ from flax.typing import Initializer
 from jax import lax
 
 INIT_STDDEV = 0.02  # GPT-2's, for embeddings and kernels.
-LAYER_NORM_EPSILON = 1e-5
+NORM_EPSILON = 1e-5
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 3))
@@ -105,6 +106,24 @@ def gelu(x: jax.Array) -> jax.Array:
     return 0.5 * x * (1 + lax.erf(x * np.float32(math.sqrt(0.5))))
 
 
+def relu2(x: jax.Array) -> jax.Array:
+    """The square of ReLU (So et al., Primer, 2021)."""
+    return jnp.square(jax.nn.relu(x))
+
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": gelu,
+    "gelu_tanh": partial(jax.nn.gelu, approximate=True),
+    "relu2": relu2,
+    "swiglu": jax.nn.silu,  # Of the gate, which the MLP multiplies with (Shazeer, 2020).
+}
+
+
+def softcap(x: jax.Array, cap: float) -> jax.Array:
+    """x, kept within -cap .. cap (Gemma 2, 2024); 0 leaves it alone."""
+    return cap * jnp.tanh(x / cap) if cap else x
+
+
 def named(init: Initializer, *names: str) -> Initializer:
     """`init`, for a parameter that carries logical axis names: sharding.py maps them to a mesh."""
     return cast(Initializer, nn.with_logical_partitioning(init, names))
@@ -153,7 +172,7 @@ def normalise(x: jax.Array) -> jax.Array:
 
 def _normalise_forward(x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     centred = x - x.mean(-1, keepdims=True)
-    scale = lax.rsqrt((centred**2).mean(-1, keepdims=True) + LAYER_NORM_EPSILON)
+    scale = lax.rsqrt((centred**2).mean(-1, keepdims=True) + NORM_EPSILON)
     y = centred * scale
     return y, (y, scale)
 
@@ -180,3 +199,15 @@ class LayerNorm(nn.Module):
         if self.use_bias:
             y_BTC = y_BTC + self.param("bias", named(nn.initializers.zeros, "embed"), width)
         return y_BTC
+
+
+class RMSNorm(nn.Module):
+    """x over the root of its mean square, times a scale (Zhang and Sennrich, 2019)."""
+
+    axis: str = "embed"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        mean_square = jnp.mean(x**2, axis=-1, keepdims=True)
+        scale = self.param("scale", named(nn.initializers.ones, self.axis), x.shape[-1:])
+        return x * lax.rsqrt(mean_square + NORM_EPSILON) * scale

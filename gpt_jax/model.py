@@ -23,9 +23,20 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
-from gpt_jax.attention import cached_attention, causal_attention
+from gpt_jax.attention import cached_attention, causal_attention, rotate
 from gpt_jax.config import GPTConfig
-from gpt_jax.layers import INIT_STDDEV, Dense, LayerNorm, dropout, einsum, gelu, named, normal
+from gpt_jax.layers import (
+    ACTIVATIONS,
+    INIT_STDDEV,
+    Dense,
+    LayerNorm,
+    RMSNorm,
+    dropout,
+    einsum,
+    named,
+    normal,
+    softcap,
+)
 
 KeysValues = tuple[jax.Array, jax.Array]  # (N, S, D) each; S is block_size.
 Cache = tuple[KeysValues, ...]  # One pair per block.
@@ -38,17 +49,25 @@ def init_cache(config: GPTConfig, rows: int) -> Cache:
     (attention of configs/tiny.py took 37 us a token and not 11), and with the positions before the
     heads that of several rows, too.
     """
-    shape = (rows * config.n_head, config.block_size, config.head_dim)
+    shape = (rows * config.kv_heads, config.block_size, config.head_dim)
     return tuple((jnp.zeros(shape), jnp.zeros(shape)) for _ in range(config.n_layer))
 
 
 def residual_stddev(config: GPTConfig) -> float:
     """GPT-2's initialiser of the two projections per block that add to the residual stream."""
-    return INIT_STDDEV / math.sqrt(2 * config.n_layer)
+    return 0.0 if config.zero_init else INIT_STDDEV / math.sqrt(2 * config.n_layer)
+
+
+def norm(config: GPTConfig) -> nn.Module:
+    """A normalisation of the stream."""
+    return RMSNorm() if config.norm == "rms" else LayerNorm(config.bias)
 
 
 class Attention(nn.Module):
-    """Causal self-attention with several heads; drops out its weights and its output."""
+    """Causal self-attention with several heads; drops out its weights and its output.
+
+    Every group of n_head / n_kv_head heads in a row shares a head of keys and values.
+    """
 
     config: GPTConfig
 
@@ -57,13 +76,16 @@ class Attention(nn.Module):
         heads = partial(
             Dense,
             spec="btc,chd->bthd",
-            features=(c.n_head, c.head_dim),
             use_bias=c.qkv_bias,
             dtype=c.matmul_dtype,
         )
-        self.q = heads(names=("embed", "heads", "head_dim"))
-        self.k = heads(names=("embed", "kv_heads", "head_dim"))
-        self.v = heads(names=("embed", "kv_heads", "head_dim"))
+        shared = partial(
+            heads, features=(c.kv_heads, c.head_dim), names=("embed", "kv_heads", "head_dim")
+        )
+        self.q = heads(features=(c.n_head, c.head_dim), names=("embed", "heads", "head_dim"))
+        self.k, self.v = shared(), shared()
+        if c.qk_norm:
+            self.q_norm, self.k_norm = RMSNorm("head_dim"), RMSNorm("head_dim")
         self.c_proj = Dense(
             spec="bthd,hdc->btc",
             features=(c.n_embd,),
@@ -74,22 +96,38 @@ class Attention(nn.Module):
         )
 
     def __call__(self, x_BTC: jax.Array, keys_B: jax.Array | None, site: int) -> jax.Array:
-        rate = self.config.dropout
-        q_BTHD, k_BTHD, v_BTHD = self.q(x_BTC), self.k(x_BTC), self.v(x_BTC)
-        dtype = self.config.matmul_dtype
+        rate, dtype = self.config.dropout, self.config.matmul_dtype
+        q_BTHD, k_BTHD, v_BTHD = self._heads(x_BTC, 0)
+        k_BTHD, v_BTHD = (jnp.repeat(x, self._groups, axis=2) for x in (k_BTHD, v_BTHD))
         y_BTHD = causal_attention(q_BTHD, k_BTHD, v_BTHD, keys_B, site, rate, dtype)
         return dropout(self.c_proj(y_BTHD), keys_B, site + 1, rate)
+
+    @property
+    def _groups(self) -> int:
+        return self.config.n_head // self.config.kv_heads
+
+    def _heads(self, x_BTC: jax.Array, start: jax.Array | int) -> tuple[jax.Array, ...]:
+        """Queries, keys and values of the positions from `start` on, each (B, T, heads, D)."""
+        q, k, v = self.q(x_BTC), self.k(x_BTC), self.v(x_BTC)
+        if self.config.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if self.config.position == "rotary":
+            q, k = rotate(q, start), rotate(k, start)
+        return q, k, v
 
     def decode(
         self, x_BTC: jax.Array, cache: KeysValues, start: jax.Array
     ) -> tuple[jax.Array, KeysValues]:
         """Writes the keys and values of x into the cache at `start`, and attends over the cache."""
-        heads = [dense(x_BTC).swapaxes(1, 2) for dense in (self.q, self.k, self.v)]
-        q_NTD, k_NTD, v_NTD = (x.reshape(-1, *x.shape[2:]) for x in heads)
+        q_BHTD, k_BHTD, v_BHTD = (x.swapaxes(1, 2) for x in self._heads(x_BTC, start))
+        rows, _, time, width = k_BHTD.shape
+        q_NTD, k_NTD, v_NTD = (
+            x.reshape(rows * self.config.kv_heads, -1, width) for x in (q_BHTD, k_BHTD, v_BHTD)
+        )
         k_NSD = lax.dynamic_update_slice_in_dim(cache[0], k_NTD, start, axis=1)
         v_NSD = lax.dynamic_update_slice_in_dim(cache[1], v_NTD, start, axis=1)
-        y_NTD = cached_attention(q_NTD, k_NSD, v_NSD, start)
-        y_BTC = y_NTD.reshape(heads[0].shape).swapaxes(1, 2).reshape(x_BTC.shape)
+        y_NTD = cached_attention(q_NTD, k_NSD, v_NSD, start, self._groups)
+        y_BTC = y_NTD.reshape(q_BHTD.shape).swapaxes(1, 2).reshape(rows, time, -1)
         return self._project(y_BTC), (k_NSD, v_NSD)
 
     def _project(self, y_BTC: jax.Array) -> jax.Array:
@@ -101,18 +139,25 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two projections with a GELU between them, four times as wide as the stream."""
+    """Two projections with an activation between them; SwiGLU has a third, the gate."""
 
     config: GPTConfig
 
     def setup(self) -> None:
         c = self.config
         dense = partial(Dense, spec="btc,cf->btf", use_bias=c.bias, dtype=c.matmul_dtype)
-        self.c_fc = dense(features=(4 * c.n_embd,), names=("embed", "mlp"))
+        inner = partial(dense, features=(c.n_inner or 4 * c.n_embd,), names=("embed", "mlp"))
+        self.c_fc = inner()
+        if c.activation == "swiglu":
+            self.c_gate = inner()
         self.c_proj = dense(features=(c.n_embd,), names=("mlp", "embed"), stddev=residual_stddev(c))
 
     def __call__(self, x_BTC: jax.Array, keys_B: jax.Array | None, site: int) -> jax.Array:
-        h_BTF = gelu(self.c_fc(x_BTC))
+        activation = ACTIVATIONS[self.config.activation]
+        if self.config.activation == "swiglu":
+            h_BTF = activation(self.c_gate(x_BTC)) * self.c_fc(x_BTC)
+        else:
+            h_BTF = activation(self.c_fc(x_BTC))
         return dropout(self.c_proj(h_BTF), keys_B, site, self.config.dropout)
 
 
@@ -124,8 +169,8 @@ class Block(nn.Module):
     SITES = 3  # Places where a block drops out: attention weights and the two outputs.
 
     def setup(self) -> None:
-        self.ln_1, self.attn = LayerNorm(self.config.bias), Attention(self.config)
-        self.ln_2, self.mlp = LayerNorm(self.config.bias), MLP(self.config)
+        self.ln_1, self.attn = norm(self.config), Attention(self.config)
+        self.ln_2, self.mlp = norm(self.config), MLP(self.config)
 
     def __call__(self, x_BTC: jax.Array, keys_B: jax.Array | None, site: int) -> jax.Array:
         x_BTC = x_BTC + self.attn(self.ln_1(x_BTC), keys_B, site)
@@ -148,9 +193,10 @@ class GPT(nn.Module):
     def setup(self) -> None:
         c = self.config
         self.wte = self._table(c.vocab_size, "vocab")
-        self.wpe = self._table(c.block_size, "length")
+        if c.position == "learned":
+            self.wpe = self._table(c.block_size, "length")
         self.h = [Block(c) for _ in range(c.n_layer)]
-        self.ln_f = LayerNorm(c.bias)
+        self.ln_f = norm(c)
         if not c.tie_embeddings:
             names = ("embed", "vocab")
             self.lm_head = Dense("btc,cv->btv", (c.vocab_size,), names, False, c.matmul_dtype)
@@ -164,9 +210,9 @@ class GPT(nn.Module):
 
         Returns: float32 logits, shape (B, T, V).
         """
-        x_BTC = self.wte(tokens_BT) + self.wpe.embedding[: tokens_BT.shape[1]]
+        e_BTC = x_BTC = self._embed(tokens_BT, 0)
         for layer, block in enumerate(self.h):
-            x_BTC = block(x_BTC, keys_B, layer * Block.SITES)
+            x_BTC = block(self._stream(x_BTC, e_BTC), keys_B, layer * Block.SITES)
         return self._logits(x_BTC)
 
     def decode(
@@ -184,19 +230,35 @@ class GPT(nn.Module):
 
         Returns: float32 logits, shape (B, T, V), and the cache with the new tokens in it.
         """
-        position_TC = lax.dynamic_slice_in_dim(self.wpe.embedding, start, tokens_BT.shape[1])
-        x_BTC = self.wte(tokens_BT) + position_TC
+        e_BTC = x_BTC = self._embed(tokens_BT, start)
         new = []
         for block, keys_values in zip(self.h, cache, strict=True):
-            x_BTC, keys_values = block.decode(x_BTC, keys_values, start)
+            x_BTC, keys_values = block.decode(self._stream(x_BTC, e_BTC), keys_values, start)
             new.append(keys_values)
         return self._logits(x_BTC), tuple(new)
+
+    def _embed(self, tokens_BT: jax.Array, start: jax.Array | int) -> jax.Array:
+        x_BTC = self.wte(tokens_BT)
+        if self.config.position == "learned":
+            size = tokens_BT.shape[1]
+            x_BTC = x_BTC + lax.dynamic_slice_in_dim(self.wpe.embedding, start, size)
+        return x_BTC
+
+    def _stream(self, x_BTC: jax.Array, e_BTC: jax.Array) -> jax.Array:
+        """What a block reads: the stream, perhaps with the embedding in it again.
+
+        modded-nanogpt does so with learned weights (Jordan and others, 2024).
+        """
+        return x_BTC + e_BTC if self.config.embedding_skip else x_BTC
 
     def _logits(self, x_BTC: jax.Array) -> jax.Array:
         x_BTC = self.ln_f(x_BTC)
         if self.config.tie_embeddings:
-            return einsum("btc,vc->btv", x_BTC, self.wte.embedding, self.config.matmul_dtype)
-        return self.lm_head(x_BTC)
+            dtype = self.config.matmul_dtype
+            logits_BTV = einsum("btc,vc->btv", x_BTC, self.wte.embedding, dtype)
+        else:
+            logits_BTV = self.lm_head(x_BTC)
+        return softcap(logits_BTV, self.config.logit_softcap)
 
     def _table(self, rows: int, axis: str) -> nn.Embed:
         init = named(normal(INIT_STDDEV), axis, "embed")

@@ -13,9 +13,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from gpt_jax.config import ANY, Config, UserError, check_field, checked
+from gpt_jax.config import Config, UserError, check_field
 from gpt_jax.corpus import absolute_source
 from gpt_jax.files import check_links, replacing
+from gpt_jax.setting import ANY, checked
 from gpt_jax.tokenizer import Tokenizer, load_tokenizer, save_tokenizer
 
 FORMAT = 1
@@ -30,9 +31,12 @@ CHOICES: tuple[tuple[str, str, Any], ...] = (
 )
 # What no run can change: which arrays it has, and what its tokens mean (another text, another run).
 FIXED = {
-    *("model.vocab_size", "model.block_size", "model.n_layer", "model.n_head", "model.n_embd"),
-    *("model.bias", "model.qkv_bias", "model.tie_embeddings", "optimizer.name"),
-    *("data.corpus", "data.tokenizer"),
+    *(
+        f"model.{field.name}"
+        for field in dataclasses.fields(Config().model)
+        if field.name not in ("dropout", "matmul_dtype")
+    ),
+    *("optimizer.name", "optimizer.average_decay", "data.corpus", "data.tokenizer"),
 }
 # What may differ when a run goes on. A sample or a log changes nothing; another layout over devices
 # changes the order of float32 sums: losses agree within 1e-5, bits only on the same devices.

@@ -184,11 +184,12 @@ def tree_shardings(boxed: Any, mesh: Mesh) -> Any:
     An axis that the mesh does not divide is left whole, with a line on stderr that says so.
     """
     whole: set[str] = set()
-    shardings = jax.tree.map(
-        lambda leaf, names: _sharding(leaf.shape, names, mesh, whole),
-        nn.unbox(boxed),
-        nn.get_partition_spec(boxed),
-    )
+
+    def one(box: Any) -> Any:  # Optax leaves some boxes empty: parameters of another group.
+        names = nn.get_partition_spec(box)
+        return jax.tree.map(lambda leaf: _sharding(leaf.shape, names, mesh, whole), nn.unbox(box))
+
+    shardings = jax.tree.map(one, boxed, is_leaf=lambda x: isinstance(x, nn.meta.AxisMetadata))
     for line in sorted(whole):
         print(line, file=sys.stderr)
     return shardings

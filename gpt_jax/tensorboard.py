@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gpt_jax.config import UserError
+from gpt_jax.setting import UserError
 
 Listener = Callable[[Mapping[str, Any]], None]
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from gpt_jax.config import UserError
+from gpt_jax.setting import UserError
 
 Ids = np.ndarray | list[int]
 

@@ -30,7 +30,7 @@ class TrainState(struct.PyTreeNode):
     """All that training changes, and nothing else: arrays only.
 
     `step` counts finished updates, skipped ones included; `key` never changes, what is random at a
-    step comes from fold_in(key, step).
+    step comes from fold_in(key, step). `average` is a tree like `params`, or empty.
     """
 
     step: jax.Array
@@ -39,6 +39,12 @@ class TrainState(struct.PyTreeNode):
     key: jax.Array
     skipped: jax.Array
     skipped_in_a_row: jax.Array
+    average: Any = ()
+
+    @property
+    def evaluated(self) -> Any:
+        """The parameters that are evaluated and sampled: their average, if there is one."""
+        return self.average or self.params
 
 
 def _init(config: Config) -> TrainState:
@@ -47,7 +53,9 @@ def _init(config: Config) -> TrainState:
     tokens_BT = jnp.zeros((1, config.model.block_size), jnp.int32)
     params = GPT(config.model).init(params_key, tokens_BT)["params"]
     zero = jnp.zeros((), jnp.int32)
-    return TrainState(zero, params, make_optimizer(config).init(params), key, zero, zero)
+    opt_state = make_optimizer(config).init(params)
+    average = params if config.optimizer.average_decay else ()
+    return TrainState(zero, params, opt_state, key, zero, zero, average)
 
 
 def abstract_state(config: Config, mesh: Mesh) -> TrainState:
@@ -141,8 +149,19 @@ def shared_loss_and_grads(
     return shared(params, batch_AMW, keys_AM)
 
 
+def averaged(decay: float, state: TrainState, params: Any) -> Any:
+    """The average with new parameters in it.
+
+    A young average forgets faster, (1 + n) / (10 + n) after n updates (TensorFlow's rule for
+    ExponentialMovingAverage): it would keep the parameters of the beginning.
+    """
+    updates = (state.step - state.skipped).astype(jnp.float32)
+    kept = jnp.minimum(decay, (1 + updates) / (10 + updates))
+    return jax.tree.map(lambda a, p: p + kept * (a - p), state.average, params)
+
+
 def apply_if_finite(
-    ok: jax.Array, state: TrainState, params: Any, opt_state: optax.OptState
+    ok: jax.Array, state: TrainState, params: Any, opt_state: optax.OptState, average: Any
 ) -> TrainState:
     """The next state: with the new arrays if `ok`, else with the old ones and the step counted."""
 
@@ -153,6 +172,7 @@ def apply_if_finite(
         step=state.step + 1,
         params=choose(params, state.params),
         opt_state=choose(opt_state, state.opt_state),
+        average=choose(average, state.average),
         skipped=state.skipped + ~ok,
         skipped_in_a_row=jnp.where(ok, 0, state.skipped_in_a_row + 1),
     )
@@ -179,7 +199,9 @@ def make_train_step(
             "lr": jnp.asarray(schedule(state.step - state.skipped)),
         }
         ok = jnp.isfinite(loss) & jnp.isfinite(metrics["grad_norm"])
-        return apply_if_finite(ok, state, params, opt_state), metrics
+        decay = config.optimizer.average_decay
+        average = averaged(decay, state, params) if decay else ()
+        return apply_if_finite(ok, state, params, opt_state, average), metrics
 
     return train_step
 
@@ -216,7 +238,7 @@ def jit_eval_step(
     """`make_eval_step`, jitted: parameters sharded as in training, losses on all devices."""
     return jax.jit(
         make_eval_step(config),
-        in_shardings=(state_shardings(abstract).params, layout.sharding),
+        in_shardings=(state_shardings(abstract).evaluated, layout.sharding),
         out_shardings=NamedSharding(layout.sharding.mesh, PartitionSpec()),
     )
 

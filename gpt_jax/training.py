@@ -128,7 +128,7 @@ def run_steps(
     """
     c, step = run.config.train, int(state.step)
     if monitor.lacks_evaluation(step) and _is_due(step, c.eval_every, c.steps):
-        missed = run.evaluate(state.params, asked.check)
+        missed = run.evaluate(state.evaluated, asked.check)
         monitor.add_evaluation(missed)
         checkpoints.add_loss(step, missed)
     with monitor.bar():
@@ -157,7 +157,7 @@ def run_steps(
 def _evaluated(run: Run, state: TrainState, asked: Interruption) -> float | None:
     """The held-out loss; None when asked to end meanwhile: a resumed run evaluates first."""
     try:
-        return run.evaluate(state.params, asked.check)
+        return run.evaluate(state.evaluated, asked.check)
     except Interrupted:
         return None
 
@@ -206,7 +206,7 @@ def finish(run: Run, state: TrainState, monitor: Monitor, asked: Interruption) -
     loss = math.nan if loss is None else loss  # JSON has no NaN.
     monitor.say(
         f"held-out loss {loss:.4f} nats per token, {run.bits_per_byte(loss):.4f} bits per byte "
-        f"(tutorial_estimate {run.tutorial_estimate(state.params):.4f}: to compare with the "
+        f"(tutorial_estimate {run.tutorial_estimate(state.evaluated):.4f}: to compare with the "
         "tutorial, nothing else)"
     )
     prompt = sampling.known_prompt(run.tokenizer, run.config.sample.prompt)
@@ -224,7 +224,7 @@ def _sample(run: Run, state: TrainState, prompt: str, asked: Interruption) -> st
     """The prompt and its continuation."""
     c = run.config
     ids = sampling.encode_prompt(run.tokenizer, prompt)
-    params = jax.device_put(state.params, run.device)
+    params = jax.device_put(state.evaluated, run.device)
     pieces = [np.zeros(0, np.int32)]
     for [new] in sampling.stream(c.model, params, ids, c.sample, seed=c.train.seed):
         asked.check()

@@ -21,7 +21,8 @@ from typing import Any
 import command_line
 from absl import flags
 
-from gpt_jax.config import POSITIVE, Config, UserError, checked
+from gpt_jax.config import Config
+from gpt_jax.setting import POSITIVE, UserError, checked
 
 SCRIPTS = Path(__file__).parent
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from command_line import tell
 
-from gpt_jax.config import SEED, SampleConfig, UserError, checked
+from gpt_jax.config import SampleConfig
+from gpt_jax.setting import SEED, UserError, checked
 
 if TYPE_CHECKING:
     from gpt_jax.api import TrainedModel

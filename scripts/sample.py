@@ -17,9 +17,10 @@ import interactive
 from absl import flags
 
 import gpt_jax
-from gpt_jax.config import POSITIVE, SEED, MeshConfig, SampleConfig, UserError, checked
+from gpt_jax.config import MeshConfig, SampleConfig
 from gpt_jax.files import replacing
 from gpt_jax.run_folder import newest_run
+from gpt_jax.setting import POSITIVE, SEED, UserError, checked
 
 if TYPE_CHECKING:
     from gpt_jax.api import TrainedModel

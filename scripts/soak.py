@@ -22,7 +22,7 @@ from absl import flags
 from rich.console import Console
 from rich.progress import track
 
-from gpt_jax.config import POSITIVE, SEED, UserError, checked
+from gpt_jax.setting import POSITIVE, SEED, UserError, checked
 
 SMALL = {
     **{"model.block_size": 16, "model.n_layer": 1, "model.n_embd": 16, "optimizer.warmup_steps": 2},

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpt_jax.attention import MOST_SITES, causal_attention
+from gpt_jax.attention import MOST_SITES, causal_attention, rotate
 from gpt_jax.layers import dropout
 
 KEYS = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), np.arange(2))
@@ -25,6 +25,28 @@ def test_attention_against_numpy():
                 expected[b, t, h] = weights / weights.sum() @ v[b, : t + 1, h]
     actual = causal_attention(*map(jnp.asarray, (q, k, v)), None, 0, 0.5)
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_rotated_scores_depend_on_the_distance_alone():
+    """Also across the boundary of what is cached: positions begin at `start`."""
+    q, k = np.random.default_rng(0).normal(size=(2, 1, 1, 2, 8)).astype(np.float32)
+
+    def score(of_q, of_k):
+        return np.einsum("bthd,bthd->h", rotate(q, of_q), rotate(k, of_k))
+
+    np.testing.assert_allclose(score(7, 3), score(104, 100), rtol=1e-4)
+    assert np.abs(score(7, 3) - score(8, 3)).min() > 1e-2
+    together = rotate(jnp.tile(q, (1, 5, 1, 1)), 3)
+    np.testing.assert_allclose(together[:, 4:], rotate(q, 7), rtol=1e-6)
+
+
+def test_rotation_against_complex_numbers():
+    """Pair i at position p is turned by p / 10000^(i / pairs)."""
+    x = np.random.default_rng(0).normal(size=(1, 9, 1, 6)).astype(np.float32)
+    pairs = x[..., :3] + 1j * x[..., 3:]
+    turned = pairs * np.exp(1j * np.arange(9)[:, None, None] / 10_000.0 ** (np.arange(3) / 3))
+    expected = np.concatenate([turned.real, turned.imag], axis=-1)
+    np.testing.assert_allclose(rotate(jnp.asarray(x), 0), expected, atol=1e-5)
 
 
 def plain_attention(q, k, v, rate):

@@ -10,7 +10,7 @@ import pytest
 
 from gpt_jax import sharding, train_step
 from gpt_jax.checkpoint import Checkpoints, Saved
-from gpt_jax.config import UserError
+from gpt_jax.setting import UserError
 
 
 def abstract_on(config, **mesh):

@@ -61,7 +61,17 @@ def test_configdict_is_locked():
         ("optimizer", "learning_rate", 0.0),
         ("optimizer", "learning_rate", math.inf),
         ("optimizer", "warmup_steps", -1),
-        ("optimizer", "schedule", "linear"),
+        ("optimizer", "schedule", "exponential"),
+        ("optimizer", "decay_fraction", 0.0),
+        ("optimizer", "matrix_learning_rate", 0.0),
+        ("optimizer", "matrix_momentum", 1.0),
+        ("optimizer", "average_decay", 1.0),
+        ("model", "n_inner", -1),
+        ("model", "n_kv_head", -1),
+        ("model", "position", "alibi"),
+        ("model", "norm", "batch"),
+        ("model", "activation", "relu"),
+        ("model", "logit_softcap", -1.0),
         ("optimizer", "b1", 1.0),
         ("optimizer", "b2", -0.5),
         ("optimizer", "weight_decay", -1.0),
@@ -94,6 +104,9 @@ def test_a_bad_value_is_refused_by_its_name(section, name, value):
     ("section", "values", "message"),
     [
         ("model", {"n_embd": 130}, "model.n_embd = 130 .* model.n_head = 4"),
+        ("model", {"n_kv_head": 3}, "model.n_head = 4 .* model.n_kv_head = 3"),
+        ("model", {"n_kv_head": 8}, "model.n_head = 4 .* model.n_kv_head = 8"),
+        ("model", {"position": "rotary", "n_embd": 12}, "a head has 3 .* choose an even width"),
         ("optimizer", {"min_learning_rate": 1.0}, "optimizer.min_learning_rate = 1.0"),
         ("optimizer", {"weight_decay": 0.1}, "optimizer.name=adamw"),
         ("train", {"steps": 50}, "train.steps = 50 .* optimizer.warmup_steps = 100"),
@@ -131,14 +144,20 @@ def test_every_field_has_a_default_a_rule_and_a_meaning():
 
 
 def test_every_field_is_read_by_some_module():
-    """As `config.model.n_layer`, or as `c.n_layer` where c, config or options is the section."""
+    """As `config.model.n_layer`, or as `c.n_layer` where c, config or options is the section; or,
+    in config.py, by a property, which says what a value means."""
     read = set()
     for path in (ROOT / "gpt_jax").glob("*.py"):
-        if path.name != "config.py":
-            tree = ast.parse(path.read_text(encoding="utf-8"))
-            nodes = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
-            read |= {ast.unparse(node) for node in nodes}
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        parts = properties_of(tree) if path.name == "config.py" else [tree]
+        nodes = [node for part in parts for node in ast.walk(part)]
+        read |= {ast.unparse(node) for node in nodes if isinstance(node, ast.Attribute)}
     for section in SECTIONS.values():
         for field in dataclasses.fields(section):
-            name = rf"(.*\.{section.SECTION}|c|(self\.)?config|options)\.{field.name}"
+            name = rf"(.*\.{section.SECTION}|c|(self\.)?config|options|self)\.{field.name}"
             assert any(re.fullmatch(name, text) for text in read), f"nobody reads {name}"
+
+
+def properties_of(tree):
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    return [f for f in functions if any(ast.unparse(d) == "property" for d in f.decorator_list)]

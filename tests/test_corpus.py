@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from gpt_jax import corpus, play
-from gpt_jax.config import UserError
+from gpt_jax.setting import UserError
 
 CONTENT = b"First Citizen:\nThis stands for Tiny Shakespeare.\n"
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gpt_jax import data
-from gpt_jax.config import UserError
+from gpt_jax.setting import UserError
 
 TOKENS = np.arange(1000, dtype=np.uint16)
 T = 16

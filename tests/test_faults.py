@@ -11,7 +11,7 @@ import pytest
 
 from gpt_jax import checkpoint
 from gpt_jax.checkpoint import Checkpoints
-from gpt_jax.config import UserError
+from gpt_jax.setting import UserError
 
 
 def state_of(step):

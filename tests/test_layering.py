@@ -9,6 +9,7 @@ from conftest import ROOT
 
 # Each module may import those before it.
 ORDER = [
+    "setting",
     "config",
     "config_table",
     "files",
@@ -42,6 +43,7 @@ ORDER = [
 ]
 WITHOUT_JAX = [
     *(
+        "setting",
         "config",
         "config_table",
         "files",

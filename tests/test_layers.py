@@ -8,7 +8,17 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from gpt_jax.layers import LayerNorm, dropout, einsum, gelu, normal, random_bits
+from gpt_jax.layers import (
+    ACTIVATIONS,
+    LayerNorm,
+    RMSNorm,
+    dropout,
+    einsum,
+    gelu,
+    normal,
+    random_bits,
+    softcap,
+)
 
 KEYS = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), np.arange(8))
 
@@ -26,6 +36,33 @@ def test_layer_norm_and_its_gradients_are_flax_s(use_bias):
     jax.tree.map(
         partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), pull(grad), pull_expected(grad)
     )
+
+
+def test_rms_norm_against_numpy():
+    x = np.random.default_rng(0).normal(3, 2, size=(2, 5, 16)).astype(np.float32)
+    scale = np.arange(16, dtype=np.float32) / 7
+    expected = x / np.sqrt((x.astype(np.float64) ** 2).mean(-1, keepdims=True) + 1e-5) * scale
+    y = RMSNorm().apply({"params": {"scale": scale}}, x)
+    np.testing.assert_allclose(y, expected, rtol=1e-5)
+
+
+def test_soft_cap_is_tanh_and_leaves_small_numbers_alone():
+    x = jnp.array([-1e4, -3.0, 0.0, 0.01, 5.0])
+    np.testing.assert_allclose(softcap(x, 5.0), 5 * np.tanh(x / 5), rtol=1e-6)
+    np.testing.assert_array_equal(softcap(x, 0.0), x)
+
+
+@pytest.mark.parametrize(
+    ("name", "formula"),
+    [
+        ("gelu_tanh", lambda x: x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))),
+        ("relu2", lambda x: np.maximum(x, 0) ** 2),
+        ("swiglu", lambda x: x / (1 + np.exp(-x))),
+    ],
+)
+def test_activations_against_their_formulas(name, formula):
+    x = np.linspace(-6, 6, 1001)
+    np.testing.assert_allclose(ACTIVATIONS[name](jnp.asarray(x)), formula(x), atol=1e-5)
 
 
 def test_gelu_and_its_gradient_are_the_exact_ones():

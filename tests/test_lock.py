@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from gpt_jax import lock
-from gpt_jax.config import UserError
 from gpt_jax.lock import one_writer
+from gpt_jax.setting import UserError
 
 HOLD = """
 import sys, time

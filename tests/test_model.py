@@ -1,6 +1,7 @@
 """The model: shapes, causality, initialisation, precision, dropout's independence of the layout."""
 
 import dataclasses
+import itertools
 import math
 from functools import partial
 
@@ -68,6 +69,46 @@ def test_parameter_tree_is_the_frozen_one(small):
         "ln_f/bias": (16,),
         "lm_head/kernel": (16, 11),
     }
+
+
+def test_parameters_of_the_options(small):
+    values = {"n_kv_head": 1, "position": "rotary", "norm": "rms", "qk_norm": True}
+    values |= {"activation": "swiglu", "n_inner": 24, "bias": False, "n_layer": 1}
+    assert paths(init(small.with_values("model", **values).model)) == {
+        "wte/embedding": (11, 16),
+        "h_0/ln_1/scale": (16,),
+        "h_0/attn/q/kernel": (16, 2, 8),
+        "h_0/attn/k/kernel": (16, 1, 8),
+        "h_0/attn/v/kernel": (16, 1, 8),
+        "h_0/attn/q_norm/scale": (8,),
+        "h_0/attn/k_norm/scale": (8,),
+        "h_0/attn/c_proj/kernel": (2, 8, 16),
+        "h_0/ln_2/scale": (16,),
+        "h_0/mlp/c_fc/kernel": (16, 24),
+        "h_0/mlp/c_gate/kernel": (16, 24),
+        "h_0/mlp/c_proj/kernel": (24, 16),
+        "ln_f/scale": (16,),
+        "lm_head/kernel": (16, 11),
+    }
+
+
+def test_shared_heads_are_heads_with_the_same_keys_and_values(small):
+    shared = dataclasses.replace(small.model, n_head=4, n_kv_head=2)
+    params, tokens = init(shared), tokens_of(shared)
+    expected = apply(shared, params, tokens)
+    attn = params["h_0"]["attn"]
+    for name in ("k", "v"):
+        attn[name]["kernel"] = jnp.repeat(attn[name]["kernel"], 2, axis=1)
+    plain = dataclasses.replace(shared, n_kv_head=0)
+    np.testing.assert_allclose(apply(plain, params, tokens), expected, atol=1e-6)
+
+
+def test_blocks_that_begin_at_zero_change_nothing(small):
+    c = small.with_values("model", zero_init=True, n_layer=2).model
+    params, tokens = init(c), tokens_of(c)
+    fewer = dataclasses.replace(c, n_layer=1)
+    np.testing.assert_array_equal(apply(c, params, tokens), apply(fewer, params, tokens))
+    assert params["h_0"]["attn"]["q"]["kernel"].std() > 0.01
 
 
 def test_without_biases_and_with_a_tied_head(small):
@@ -216,6 +257,32 @@ def test_decoding_in_pieces_gives_the_logits_of_the_whole(config, pieces):
         start += size
     whole = apply(config, params, tokens)
     np.testing.assert_allclose(np.concatenate(logits, 1), whole, atol=1e-5, rtol=1e-5)
+
+
+OPTIONS = {
+    "position": ("learned", "rotary"),
+    "n_kv_head": (0, 2),
+    "qk_norm": (False, True),
+    "norm": ("layer", "rms"),
+    "activation": ("gelu", "swiglu"),
+    "logit_softcap": (0.0, 2.0),
+    "embedding_skip": (False, True),
+}
+
+
+@pytest.mark.parametrize("values", [*itertools.product(*OPTIONS.values())], ids=str)
+def test_decoding_gives_the_logits_of_the_whole_for_every_combination(config, values):
+    options = dict(zip(OPTIONS, values, strict=True))
+    config = dataclasses.replace(config, n_head=4, block_size=6, **options)
+    shapes = nn.unbox(jax.eval_shape(lambda: jitted_init(config, jax.random.key(0))))["params"]
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: rng.normal(0, 0.2, leaf.shape).astype(np.float32), shapes)
+    with jax.disable_jit():  # 128 combinations take longer to compile than to run.
+        tokens, cache = tokens_of(config), init_cache(config, 2)
+        first, cache = decode(config, params, tokens[:, :4], cache, 0)
+        second, _ = decode(config, params, tokens[:, 4:], cache, 4)
+        whole = apply(config, params, tokens)
+    np.testing.assert_allclose(np.concatenate([first, second], 1), whole, atol=1e-5, rtol=1e-5)
 
 
 def test_the_cache_has_a_place_for_every_position_of_every_block(config):

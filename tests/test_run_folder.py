@@ -5,7 +5,6 @@ import json
 
 import pytest
 
-from gpt_jax.config import UserError
 from gpt_jax.run_folder import (
     Record,
     check_same_corpus,
@@ -15,6 +14,7 @@ from gpt_jax.run_folder import (
     with_recorded_choices,
     write_record,
 )
+from gpt_jax.setting import UserError
 from gpt_jax.tokenizer import CharTokenizer, load_tokenizer
 
 TOKENIZER = CharTokenizer("abc")

@@ -6,7 +6,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from gpt_jax import sharding, train_step
-from gpt_jax.config import UserError
+from gpt_jax.setting import UserError
 
 
 def mesh_of(config, **sizes):

@@ -6,7 +6,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from gpt_jax import tensorboard
-from gpt_jax.config import UserError
+from gpt_jax.setting import UserError
 
 
 def events(folder):

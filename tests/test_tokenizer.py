@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt_jax.config import UserError
+from gpt_jax.setting import UserError
 from gpt_jax.tokenizer import (
     ByteTokenizer,
     CharTokenizer,

@@ -76,6 +76,29 @@ def test_every_mesh_gives_the_same_losses(small, mesh):
     assert len(state.params["wte"]["embedding"].sharding.device_set) == mesh["cpu_devices"]
 
 
+MODERN = {
+    "model": {"position": "rotary", "norm": "rms", "qk_norm": True, "activation": "swiglu"}
+    | {"n_kv_head": 1, "zero_init": True, "logit_softcap": 10.0, "bias": False},
+    "optimizer": {"name": "muon", "schedule": "linear", "average_decay": 0.9},
+}
+
+
+def modern(config):
+    for section, values in MODERN.items():
+        config = config.with_values(section, **values)
+    return config
+
+
+def test_every_option_at_once_trains_the_same_on_another_mesh(small):
+    config = modern(small.with_values("train", microbatch_size=1))
+    config = config.with_values("model", n_kv_head=2)
+    expected, one = losses(config, 4)
+    actual, many = losses(config, 4, cpu_devices=4, fsdp=2, tensor=2)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
+    assert np.mean(expected[2:]) < expected[0]
+    assert jax.tree.structure(one.average) == jax.tree.structure(many.params)
+
+
 @pytest.mark.parametrize("microbatch_size", [1, 8])
 def test_microbatches_change_nothing(small, microbatch_size):
     config = small.with_values("train", microbatch_size=microbatch_size)
@@ -161,7 +184,25 @@ def test_a_small_model_learns_one_batch_by_heart(small):
     assert metrics["loss"] < 0.3
 
 
+def test_the_average_is_the_exponential_one_and_what_is_evaluated(small):
+    config = small.with_values("optimizer", average_decay=0.3)
+    state, step, layout = setting(config)
+    expected = np.float64(state.params["wte"]["embedding"])
+    for n in range(4):
+        state, _ = step(state, layout.place(windows(config, n)))
+        decay = min(0.3, (1 + n) / (10 + n))
+        new = np.float64(state.params["wte"]["embedding"])
+        expected = decay * expected + (1 - decay) * new
+    average = state.evaluated["wte"]["embedding"]
+    np.testing.assert_allclose(average, expected, rtol=1e-5, atol=1e-7)
+    assert np.abs(average - new).max() > 1e-4
+    without = losses(small, 4)[1]
+    assert without.evaluated is without.params
+    jax.tree.map(np.testing.assert_array_equal, state.params, without.params)
+
+
 def test_a_step_that_is_not_finite_is_skipped_and_counted(small):
+    small = small.with_values("optimizer", average_decay=0.9)
     state, step, layout = setting(small)
     scale = state.params["ln_f"]["scale"]
     broken = jax.device_put(scale * jnp.nan, scale.sharding)
@@ -174,13 +215,14 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(small):
     after = jax.device_get(state.replace(key=0))
     jax.tree.map(np.testing.assert_array_equal, before.params, after.params)
     jax.tree.map(np.testing.assert_array_equal, before.opt_state, after.opt_state)
+    jax.tree.map(np.testing.assert_array_equal, before.average, after.average)
     assert (after.step, after.skipped, after.skipped_in_a_row) == (2, 2, 2)
 
 
 def test_a_good_step_ends_the_row_but_not_the_count():
     zero, one = jnp.zeros((), jnp.int32), jnp.ones((), jnp.int32)
     state = TrainState(zero, {"w": zero}, {"m": zero}, zero, one + 4, one + 1)
-    good = train_step.apply_if_finite(jnp.array(True), state, {"w": one}, {"m": one})
+    good = train_step.apply_if_finite(jnp.array(True), state, {"w": one}, {"m": one}, ())
     assert (good.params["w"], good.opt_state["m"], good.step) == (1, 1, 1)
     assert (good.skipped, good.skipped_in_a_row) == (5, 0)
 

@@ -1,0 +1,73 @@
+"""One setting: its default, its rule, its meaning, and the sentence a bad value gets. No jax."""
+
+import dataclasses
+import math
+import numbers
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+
+class UserError(ValueError):
+    """Something the user gave cannot work. The message is one sentence: value, rule, remedy.
+
+    Scripts print it alone on stderr and exit with status 2.
+    """
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """What a value must satisfy: in words, and as a test."""
+
+    text: str
+    holds: Callable[[Any], bool]
+
+
+ANY = Rule("any value", lambda value: True)
+FILLED = Rule("not empty", lambda text: text != "")
+POSITIVE = Rule("above 0", lambda x: x > 0)
+NOT_NEGATIVE = Rule("0 or more", lambda x: x >= 0)
+BELOW_ONE = Rule("in [0, 1)", lambda x: 0 <= x < 1)
+INSIDE_ONE = Rule("in (0, 1)", lambda x: 0 < x < 1)
+UP_TO_ONE = Rule("in (0, 1]", lambda x: 0 < x <= 1)
+UP_TO_256 = Rule("1 to 256", lambda x: 1 <= x <= 256)
+SEED = Rule("0 to 2**31 - 1", lambda x: 0 <= x < 2**31)
+REST_OR_POSITIVE = Rule("above 0, or -1 for the rest", lambda x: x > 0 or x == -1)
+
+
+def one_of(*words: str) -> Rule:
+    """The rule that a value is one of `words`."""
+    return Rule("one of " + ", ".join(words), lambda word: word in words)
+
+
+def setting(default: Any, rule: Rule, meaning: str) -> Any:
+    """A dataclass field with its default, its rule and its meaning in a few words."""
+    return dataclasses.field(default=default, metadata={"rule": rule, "meaning": meaning})
+
+
+def checked(name: str, value: Any, expected: type[Any], rule: Rule) -> Any:
+    """`value` as `expected` (an int serves as a float), or a UserError with `name` and the rule."""
+    number = {int: numbers.Integral, float: numbers.Real}.get(expected)  # NumPy's serve, too.
+    if number and isinstance(value, number) and type(value) is not bool:
+        value = expected(value)
+    if type(value) is not expected:
+        raise UserError(
+            f"{name} = {value!r} is not of type {expected.__name__}: {rule.text} is wanted"
+        )
+    if expected is float and not math.isfinite(value):
+        raise UserError(f"{name} = {value} is not a finite number: give one that is {rule.text}")
+    if not rule.holds(value):
+        raise UserError(f"{name} = {value!r} is out of range: it must be {rule.text}")
+    return value
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """One group of settings; making one checks every field."""
+
+    SECTION: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            name, value = f"{self.SECTION}.{field.name}", getattr(self, field.name)
+            value = checked(name, value, type(field.default), field.metadata["rule"])
+            object.__setattr__(self, field.name, value)
