@@ -71,18 +71,24 @@ def test_the_cache_folder_can_be_chosen(tmp_path, monkeypatch):
 
 
 class Server(http.server.BaseHTTPRequestHandler):
-    """Answers each request with the next of `answers`: a status and a body."""
+    """Answers each request with the next of `answers`: a status, a body, and how much is missing.
 
-    def __init__(self, answers, *args):
-        self.answers = answers
+    What is missing is promised: the connection is closed before it, or held where `over` is given.
+    """
+
+    def __init__(self, answers, over, *args):
+        self.answers, self.over = answers, over
         super().__init__(*args)
 
     def do_GET(self):
-        status, body = self.answers.pop(0)
+        status, body, *missing = self.answers.pop(0)
         self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Length", str(len(body) + sum(missing)))
         self.end_headers()
         self.wfile.write(body)
+        if missing and self.over:
+            self.wfile.flush()
+            self.over.wait()
 
     def log_message(self, *args):
         pass
@@ -96,8 +102,8 @@ def serve(monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     servers = []
 
-    def start(answers):
-        handler = functools.partial(Server, answers)
+    def start(answers, over=None):
+        handler = functools.partial(Server, answers, over)
         server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
         servers.append(server)
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -123,6 +129,20 @@ def test_a_download_is_checked_kept_and_not_repeated(serve):
 def test_a_failed_download_is_tried_again(serve, bad):
     serve([bad, bad, (200, CONTENT)])
     assert corpus.load_corpus("tinyshakespeare").text == CONTENT.decode()
+
+
+@pytest.mark.parametrize("over", [None, threading.Event()], ids=["cut", "stalled"])
+def test_a_download_that_does_not_end_is_tried_again_and_leaves_nothing(serve, monkeypatch, over):
+    monkeypatch.setattr(corpus, "TIMEOUT_SECONDS", 0.1)
+    left = serve([(200, CONTENT[:9], len(CONTENT) - 9)] * 4, over)
+    try:
+        with pytest.raises(corpus.DownloadError, match="cannot be downloaded"):
+            corpus.load_corpus("tinyshakespeare")
+    finally:
+        if over:
+            over.set()
+    assert len(left) == 1
+    assert not corpus.cache_folder().exists()
 
 
 def test_after_three_failures_there_is_one_sentence_and_no_cache(serve):
