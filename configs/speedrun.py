@@ -1,4 +1,11 @@
-"""draft"""
+"""The best model we found for the tutorial's budget: 804,480 parameters, 3000 steps of 32 x 128.
+
+    python scripts/train.py --config=configs/speedrun.py
+
+On 2 cores (Granite Rapids with AMX): 5 minutes, held-out loss 1.46 nats per character at the
+last step, mean of seeds 0, 1 and 2. docs/speedrun.md has the rules, how each setting was chosen,
+and what was tried in vain.
+"""
 
 from ml_collections import ConfigDict
 
@@ -6,7 +13,7 @@ from gpt_jax.config import default_config
 
 
 def get_config() -> ConfigDict:
-    """draft"""
+    """What Llama and after do to GPT-2's block, the embedding again before each, and Muon."""
     config = default_config()
     config.model.bias = False
     config.model.position = "rotary"
@@ -24,6 +31,4 @@ def get_config() -> ConfigDict:
     config.optimizer.b1 = 0.8
     config.optimizer.b2 = 0.95
     config.optimizer.weight_decay = 0.1
-    config.train.eval_every = 500
-    config.train.checkpoint_every = 1500
     return config
