@@ -22,6 +22,7 @@ from gpt_jax.setting import (
     REST_OR_POSITIVE,
     SEED,
     UP_TO_256,
+    UP_TO_1000,
     UP_TO_ONE,
     Section,
     UserError,
@@ -188,7 +189,7 @@ class SampleConfig(Section):
 
     prompt: str = setting("ROMEO:", ANY, "text to continue; empty = a line break")
     max_new_tokens: int = setting(400, NOT_NEGATIVE, "tokens to add")
-    temperature: float = setting(0.8, NOT_NEGATIVE, "logits are divided by it; 0 = greedy")
+    temperature: float = setting(0.8, UP_TO_1000, "logits are divided by it; 0 = greedy")
     top_k: int = setting(40, NOT_NEGATIVE, "draw among this many likeliest tokens; 0 = all")
     top_p: float = setting(1.0, UP_TO_ONE, "draw among the likeliest tokens with this total chance")
 

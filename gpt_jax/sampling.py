@@ -26,6 +26,8 @@ from gpt_jax.tokenizer import Tokenizer
 
 # Up to so many ids, counting those that are greater is faster than sorting.
 COUNTED_VOCAB = 1024
+# Below, logits / temperature could be infinite; the likeliest has all the chances there anyway.
+LOWEST_TEMPERATURE = 1e-5
 
 
 def sample_token(
@@ -54,7 +56,8 @@ def sample_token(
         last = jnp.max(jnp.where(scaled_V > -jnp.inf, jnp.arange(len(scaled_V)), 0))
         return jnp.minimum(jnp.sum(below_V <= u), last).astype(jnp.int32)
 
-    return lax.cond(temperature == 0, lambda: jnp.argmax(logits_V).astype(jnp.int32), draw)
+    greedy = temperature < LOWEST_TEMPERATURE
+    return lax.cond(greedy, lambda: jnp.argmax(logits_V).astype(jnp.int32), draw)
 
 
 def _cut_to_top_k(logits_V: jax.Array, top_k: int) -> jax.Array:
@@ -71,6 +74,7 @@ def _cut_to_nucleus(logits_V: jax.Array, top_p: jax.Array | float) -> jax.Array:
     order_V = jnp.argsort(-logits_V)
     chances_V = jax.nn.softmax(logits_V[order_V])
     before_V = jnp.cumsum(chances_V) - chances_V
+    top_p = jnp.maximum(top_p, 1e-9)  # The likeliest is kept where rounding makes a 0 of it.
     return logits_V.at[order_V].set(jnp.where(before_V < top_p, logits_V[order_V], -jnp.inf))
 
 

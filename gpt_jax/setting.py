@@ -1,5 +1,6 @@
 """One setting: its default, its rule, its meaning, and the sentence a bad value gets. No jax."""
 
+import contextlib
 import dataclasses
 import math
 import numbers
@@ -30,6 +31,7 @@ BELOW_ONE = Rule("in [0, 1)", lambda x: 0 <= x < 1)
 INSIDE_ONE = Rule("in (0, 1)", lambda x: 0 < x < 1)
 UP_TO_ONE = Rule("in (0, 1]", lambda x: 0 < x <= 1)
 UP_TO_256 = Rule("1 to 256", lambda x: 1 <= x <= 256)
+UP_TO_1000 = Rule("0 to 1000", lambda x: 0 <= x <= 1000)
 SEED = Rule("0 to 2**31 - 1", lambda x: 0 <= x < 2**31)
 REST_OR_POSITIVE = Rule("above 0, or -1 for the rest", lambda x: x > 0 or x == -1)
 
@@ -48,7 +50,8 @@ def checked(name: str, value: Any, expected: type[Any], rule: Rule) -> Any:
     """`value` as `expected` (an int serves as a float), or a UserError with `name` and the rule."""
     number = {int: numbers.Integral, float: numbers.Real}.get(expected)  # NumPy's serve, too.
     if number and isinstance(value, number) and type(value) is not bool:
-        value = expected(value)
+        with contextlib.suppress(OverflowError):
+            value = expected(value)
     if type(value) is not expected:
         raise UserError(
             f"{name} = {value!r} is not of type {expected.__name__}: {rule.text} is wanted"

@@ -74,6 +74,15 @@ def test_the_best_is_kept_by_a_resumed_run_too(tmp_path):
         assert [one.step for one in checkpoints.all()] == [2, 5]
 
 
+def test_a_loss_that_is_measured_later_counts(tmp_path):
+    saved(tmp_path, [2.0, None])
+    with Checkpoints.for_training(tmp_path) as checkpoints:
+        checkpoints.add_loss(2, 1.0)
+        assert checkpoints.find("best") == Saved(2, 1.0)
+        checkpoints.save(3, STATE, 3.0)
+        assert [one.step for one in checkpoints.all()] == [2, 3]
+
+
 def test_find_by_name_and_number(tmp_path):
     saved(tmp_path / "run with space", [3.0, 2.0, 2.5])
     with Checkpoints.for_training(tmp_path / "run with space") as checkpoints:

@@ -6,8 +6,12 @@ import json
 import math
 import re
 
+import hypothesis
 import pytest
 from conftest import ROOT
+from hypothesis import given
+from hypothesis import strategies as st
+from ml_collections import ConfigDict
 
 from gpt_jax.config import (
     SECTIONS,
@@ -44,6 +48,7 @@ def test_configdict_is_locked():
         ("model", "vocab_size", -1),
         ("model", "block_size", 0),
         ("model", "n_layer", -1),
+        ("model", "n_layer", 257),
         ("model", "n_head", 0),
         ("model", "n_embd", 0),
         ("model", "dropout", 1.0),
@@ -86,6 +91,7 @@ def test_configdict_is_locked():
         ("train", "checkpoint_every", 0),
         ("sample", "max_new_tokens", -1),
         ("sample", "temperature", -0.1),
+        ("sample", "temperature", 1e300),
         ("sample", "top_k", -1),
         ("sample", "top_p", 0.0),
         ("sample", "top_p", 1.1),
@@ -115,6 +121,34 @@ def test_a_bad_value_is_refused_by_its_name(section, name, value):
 def test_values_that_do_not_fit_together_are_refused(section, values, message):
     with pytest.raises(UserError, match=message):
         Config().with_values(section, **values)
+
+
+FIELDS = [(name, field.name) for name, cls in SECTIONS.items() for field in dataclasses.fields(cls)]
+VALUES = st.one_of(
+    st.integers(-3, 300),
+    st.sampled_from([0.0, 0.5, 1.0, -1e300, 1e-300, math.nan, math.inf, 10**400, 2**63]),
+    st.floats(),
+    st.booleans(),
+    st.sampled_from(["adamw", "constant", "byte", "bfloat16", "auto", "", "\ud800"]),
+    st.none() | st.lists(st.integers(), max_size=2) | st.text(max_size=5),
+)
+
+
+@hypothesis.settings(max_examples=300)
+@given(st.dictionaries(st.sampled_from(FIELDS), VALUES, max_size=3))
+def test_any_value_is_refused_in_words_or_survives_configdict_and_json(values):
+    given_config = default_config().unlock()
+    for (section, name), value in values.items():
+        given_config[section] = ConfigDict({**given_config[section].to_dict(), name: value})
+    try:
+        config = from_config_dict(given_config)
+    except UserError as error:
+        assert "\n" not in str(error)
+        return
+    assert from_config_dict(ConfigDict(config.to_dict())) == config
+    assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    for (section, name), value in values.items():
+        assert getattr(getattr(config, section), name) == value
 
 
 def test_unknown_names_get_the_nearest():

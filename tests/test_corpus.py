@@ -7,7 +7,8 @@ import threading
 
 import pytest
 
-from gpt_jax import corpus, play
+from gpt_jax import corpus, play, run
+from gpt_jax.run_folder import Record
 from gpt_jax.setting import UserError
 
 CONTENT = b"First Citizen:\nThis stands for Tiny Shakespeare.\n"
@@ -71,24 +72,24 @@ def test_the_cache_folder_can_be_chosen(tmp_path, monkeypatch):
 
 
 class Server(http.server.BaseHTTPRequestHandler):
-    """Answers each request with the next of `answers`: a status, a body, and how much is missing.
+    """Answers each request with the next of `answers`: a status and a body.
 
-    What is missing is promised: the connection is closed before it, or held where `over` is given.
+    A third thing is called after the body, and more than the body was promised.
     """
 
-    def __init__(self, answers, over, *args):
-        self.answers, self.over = answers, over
+    def __init__(self, answers, *args):
+        self.answers = answers
         super().__init__(*args)
 
     def do_GET(self):
-        status, body, *missing = self.answers.pop(0)
+        status, body, *more = self.answers.pop(0)
         self.send_response(status)
-        self.send_header("Content-Length", str(len(body) + sum(missing)))
+        self.send_header("Content-Length", str(len(body) + len(more)))
         self.end_headers()
         self.wfile.write(body)
-        if missing and self.over:
+        if more:
             self.wfile.flush()
-            self.over.wait()
+            more[0]()
 
     def log_message(self, *args):
         pass
@@ -102,8 +103,8 @@ def serve(monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     servers = []
 
-    def start(answers, over=None):
-        handler = functools.partial(Server, answers, over)
+    def start(answers):
+        handler = functools.partial(Server, answers)
         server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
         servers.append(server)
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -131,17 +132,34 @@ def test_a_failed_download_is_tried_again(serve, bad):
     assert corpus.load_corpus("tinyshakespeare").text == CONTENT.decode()
 
 
-@pytest.mark.parametrize("over", [None, threading.Event()], ids=["cut", "stalled"])
-def test_a_download_that_does_not_end_is_tried_again_and_leaves_nothing(serve, monkeypatch, over):
+@pytest.fixture
+def stall(monkeypatch):
+    """Holds a connection until the test is over; nobody waits for long."""
     monkeypatch.setattr(corpus, "TIMEOUT_SECONDS", 0.1)
-    left = serve([(200, CONTENT[:9], len(CONTENT) - 9)] * 4, over)
-    try:
-        with pytest.raises(corpus.DownloadError, match="cannot be downloaded"):
-            corpus.load_corpus("tinyshakespeare")
-    finally:
-        if over:
-            over.set()
-    assert len(left) == 1
+    over = threading.Event()
+    yield over.wait
+    over.set()
+
+
+def test_a_download_that_stalls_or_breaks_off_is_tried_again(serve, stall):
+    serve([(200, CONTENT[:9], stall), (200, CONTENT[:9], lambda: None), (200, CONTENT)])
+    assert corpus.load_corpus("tinyshakespeare").text == CONTENT.decode()
+    assert [path.name for path in corpus.cache_folder().iterdir()] == ["tinyshakespeare.txt"]
+
+
+def test_a_new_run_whose_download_fails_takes_the_play_and_nothing_is_kept(
+    serve, stall, small, capsys
+):
+    bad = [(200, CONTENT[:9], stall), (200, CONTENT[:9], lambda: None), (200, b"something else")]
+    left = serve([*bad, *bad])
+    config = small.with_values("data", corpus="tinyshakespeare")
+    assert run._load_text(config, None).text == play.write()
+    assert capsys.readouterr().err.count("this run uses the built-in play") == 1
+    assert not corpus.cache_folder().exists()
+    assert len(left) == 3
+    record = Record(config, "tinyshakespeare", "ab", "cpu", 1)
+    with pytest.raises(corpus.DownloadError, match="cannot be downloaded"):  # It has its text.
+        run._load_text(config, record)
     assert not corpus.cache_folder().exists()
 
 

@@ -89,3 +89,17 @@ def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be written"), one_writer(tmp_path / "file" / "run"):
         raise AssertionError("no folder")
+
+
+def test_a_lock_that_is_a_link_is_refused(tmp_path):
+    """It would be written through: a run that somebody made can say where."""
+    outside = tmp_path / "outside"
+    outside.write_text("precious")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").symlink_to(outside)
+    with (
+        pytest.raises(UserError, match=r"\.lock is a link: remove it"),
+        one_writer(tmp_path / "run"),
+    ):
+        pass
+    assert outside.read_text() == "precious"

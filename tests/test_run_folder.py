@@ -1,10 +1,16 @@
 """The record of a run: it survives, it is checked, and it decides what may change."""
 
+import contextlib
 import dataclasses
 import json
 
+import hypothesis
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from gpt_jax.config import Config
+from gpt_jax.metrics import read_metrics
 from gpt_jax.run_folder import (
     Record,
     check_same_corpus,
@@ -66,6 +72,72 @@ def test_a_damaged_record_is_named(damage, tmp_path):
     (tmp_path / "config.json").write_text(damage)
     with pytest.raises(UserError, match=r"config\.json"):
         read_record(tmp_path)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=4,
+)
+
+
+def read_or_refuse(folder, content):
+    """What is made of a config.json: a record that can be used, or one sentence."""
+    (folder / "config.json").write_bytes(content)
+    with contextlib.suppress(UserError):
+        record = read_record(folder)
+        check_same_corpus("ab", record, folder)
+        check_same_run(record.config.with_values("train", seed=7), record, folder)
+
+
+@hypothesis.settings(max_examples=150)
+@given(data=st.data())
+def test_no_change_of_a_record_is_more_than_refused(tmp_path_factory, data):
+    folder = tmp_path_factory.mktemp("run")
+    write_record(folder, Record(Config(), "a.txt", "ab", "cpu", 2), TOKENIZER)
+    text = (folder / "config.json").read_text().replace('"auto"', '"float32"')
+    content = place = json.loads(text)
+    while True:
+        key = data.draw(st.sampled_from(sorted(place)))
+        if not isinstance(place[key], dict) or data.draw(st.booleans()):
+            break
+        place = place[key]
+    place[key] = data.draw(JSON)
+    read_or_refuse(folder, json.dumps(content).encode())
+    cut, byte = data.draw(st.integers(0, len(text) - 1)), data.draw(st.integers(0, 255))
+    read_or_refuse(folder, text[:cut].encode())
+    read_or_refuse(folder, text[:cut].encode() + bytes([byte]) + text[cut + 1 :].encode())
+
+
+@pytest.mark.parametrize("content", [b"[" * 10**5, b"9" * 5000, b"\xff", b"NaN", b'"\\ud800"'])
+def test_json_that_is_odd_is_refused(tmp_path, content):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"config\.json cannot be read"):
+        read_record(tmp_path)
+    (tmp_path / "tokenizer.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"tokenizer\.json"):
+        load_tokenizer(tmp_path / "tokenizer.json")
+    (tmp_path / "metrics.jsonl").write_bytes(content)
+    assert read_metrics(tmp_path / "metrics.jsonl") == []
+
+
+@hypothesis.settings(max_examples=50)
+@given(
+    prompt=st.text(),
+    requested=st.text(),
+    rate=st.floats(1e-3, 1e300),
+    seed=st.integers(0, 2**31 - 1),
+    was=JSON,
+)
+def test_any_record_comes_back(tmp_path_factory, prompt, requested, rate, seed, was):
+    config = Config().with_values("model", matmul_dtype="float32")
+    config = config.with_values("sample", prompt=prompt).with_values("train", seed=seed)
+    config = config.with_values("optimizer", learning_rate=rate)
+    changes = ({"step": 3, "field": "train.seed", "was": was, "is": seed},)
+    record = Record(config, requested, "ab", "cpu", 2, changes)
+    folder = tmp_path_factory.mktemp("run")
+    write_record(folder, record, TOKENIZER)
+    assert repr(read_record(folder)) == repr(record)  # NaN is not itself.
 
 
 def test_a_record_of_the_future_is_refused(record, tmp_path):

@@ -2,11 +2,14 @@
 
 import dataclasses
 
+import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from hypothesis import given
+from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from gpt_jax import sampling
@@ -124,6 +127,33 @@ def test_no_number_draws_what_was_cut(u, options):
     logits = jnp.array([-jnp.inf, 2.0, 1.9, -3.0, -jnp.inf])
     allowed = (1, 2, 3) if options == (1.0, 0, 1.0) else (1, 2)
     assert int(sample_token(logits, u, *options)) in allowed
+
+
+drawn = jax.jit(jax.vmap(sample_token, (None, 0, None, None, None)), static_argnums=3)
+
+
+def allowed(logits, temperature, top_k, top_p):
+    """The ids that may be drawn, written out in float64; chances that round to nothing count."""
+    order = np.argsort(-logits, kind="stable")
+    kept = [i for i in order if not top_k or logits[i] >= logits[order[min(top_k, len(order)) - 1]]]
+    chances = np.exp((logits[kept] - logits[kept].max()) / temperature) if temperature else [1.0]
+    before = np.cumsum(chances) / np.sum(chances) - chances / np.sum(chances)
+    return {i for i, b in zip(kept, before, strict=False) if b < top_p + 1e-5}
+
+
+@hypothesis.settings(max_examples=100)
+@given(
+    logits=st.lists(st.floats(-50, 50, width=16), min_size=5, max_size=5),
+    temperature=st.sampled_from([0.0, 1e-300, 1e-30, 1e-4, 0.5, 1.0, 3.0]) | st.floats(0, 1000),
+    top_k=st.sampled_from([0, 1, 2, 4, 5, 99]),
+    top_p=st.sampled_from([1e-300, 0.3, 0.9, 1.0]) | st.floats(1e-6, 1.0),
+)
+def test_whatever_the_options_only_what_they_allow_is_drawn(logits, temperature, top_k, top_p):
+    options = SampleConfig(temperature=temperature, top_k=top_k, top_p=top_p)
+    us = np.linspace(0, np.nextafter(np.float32(1), np.float32(0)), 9, dtype=np.float32)
+    logits = np.array(logits)
+    ids = drawn(logits, us, options.temperature, options.top_k, options.top_p)
+    assert set(ids.tolist()) <= allowed(logits, temperature, top_k, top_p)
 
 
 @pytest.mark.parametrize("top_k", [1, 3, 64])

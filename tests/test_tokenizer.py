@@ -85,7 +85,26 @@ def test_json_keeps_a_tokenizer(kind, tmp_path):
     np.testing.assert_array_equal(loaded.encode(text), tokenizer.encode(text))
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 1, "type": "char"}', "{"])
+@given(ANY_TEXT, st.sampled_from(["char", "byte"]), st.data())
+def test_pieces_join_to_the_text(text, kind, data):
+    tokenizer = make_tokenizer(kind, text)
+    decode, ids, joined = tokenizer.decoder(), tokenizer.encode(text), ""
+    while len(ids):
+        count = data.draw(st.integers(1, len(ids)))
+        joined, ids = joined + decode(ids[:count], False), ids[count:]
+    assert joined + decode([], True) == text
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("", "[]", "{}", '{"format": 1, "type": "char"}', "{"),
+        *(
+            f'{{"format": 1, "type": "char", "characters": {characters}}}'
+            for characters in ("3", "null", "[1, 2]", '{"a": 1}', '"a\\ud800"', '["a", "b"]')
+        ),
+    ],
+)
 def test_a_damaged_file_is_named(content, tmp_path):
     path = tmp_path / "tokenizer.json"
     path.write_text(content)

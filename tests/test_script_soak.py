@@ -1,0 +1,51 @@
+"""soak.py: a run that is killed at random is the same in the end; one that is not is told."""
+
+import json
+import re
+import shutil
+
+import pytest
+import soak
+
+
+def test_two_kills(capfd):
+    status = soak.main(["scripts/soak.py", "--kills=2", "--steps=60", "--seed=1"])
+    out, err = capfd.readouterr()
+    assert (status, err) == (0, "")
+    assert re.match(r"[12] kills \(\d before its first line.*\); no checkpoint was lost\n", out)
+    assert re.search(r"\d+ arrays, 12 lines and the text: same bit for bit", out)
+
+
+def change_a_loss(run):
+    *lines, last = (run / "metrics.jsonl").read_text().splitlines()
+    last = json.dumps(json.loads(last) | {"train/loss": 1.0})
+    (run / "metrics.jsonl").write_text("\n".join([*lines, last]))
+
+
+def change_the_text(run):
+    (run / "samples" / "200.txt").write_text("another")
+
+
+def change_the_arrays(run):
+    shutil.rmtree(run / "checkpoints" / "200")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda run: None, []),
+        (change_a_loss, ["log"]),
+        (change_the_text, ["text"]),
+        (change_the_arrays, ["arrays"]),
+    ],
+)
+def test_what_is_not_the_same_is_told(trained, tmp_path, change, told):
+    run = shutil.copytree(trained, tmp_path / "run")
+    change(run)
+    assert soak.differences(trained, run) == told
+
+
+@pytest.mark.parametrize("flag", ["--kills=0", "--steps=-1", "--seed=-1", "--kills=x"])
+def test_bad_input_gets_one_sentence_and_status_2(capsys, flag):
+    assert soak.main(["scripts/soak.py", flag]) == 2
+    assert re.fullmatch(r"error: [^\n]+\n", capsys.readouterr().err)
