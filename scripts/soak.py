@@ -94,11 +94,11 @@ def kill_often(
         lines, newest = len(log(workdir)), max(saved(workdir), default=0)
         process = start(workdir, steps)
         try:
-            process.wait(moments.uniform(0, longest_s))
+            process.communicate(timeout=moments.uniform(0, longest_s))
             break
         except subprocess.TimeoutExpired:
             process.kill()
-        process.communicate()
+            process.communicate()
         hits[moment(workdir, lines)] += 1
         if max(saved(workdir), default=0) < newest:
             raise UserError(f"the checkpoint of step {newest} was lost by kill {hits.total()}")
