@@ -74,14 +74,14 @@ class Checkpoints:
     def for_reading(cls, folder: Path) -> Self:
         """Of any other process, while the run goes on or not; changes nothing in `folder`.
 
-        Raises:
-          UserError: when there is no checkpoint, or one that makes all of them unreadable.
+        Raises UserError when there is no checkpoint, or one that makes all of them unreadable.
         """
         if not (found := checkpoint_folders(folder.parent)):
             raise _no_checkpoint(folder)
+        remedy = "it is damaged, or was just replaced: try again, or choose another step"
         for path in found:
-            damage.check_descriptions(path)
-        return cls(folder, "it is damaged, or was just replaced: try again, or choose another step")
+            damage.check_descriptions(path, remedy)
+        return cls(folder, remedy)
 
     def __enter__(self) -> Self:
         return self

@@ -54,7 +54,7 @@ def check_readable(checkpoint: Path) -> None:
         raise _in_the_way(checkpoint, error) from error
 
 
-def check_descriptions(checkpoint: Path) -> None:
+def check_descriptions(checkpoint: Path, remedy: str) -> None:
     """Looks at what is read of every checkpoint before one is chosen; it may be missing.
 
     Raises:
@@ -71,7 +71,9 @@ def check_descriptions(checkpoint: Path) -> None:
         except (ValueError, RecursionError):
             whole = False
         if not whole:
-            raise DamagedCheckpoint(f"{checkpoint} cannot be restored ({name} is no JSON object)")
+            raise DamagedCheckpoint(
+                f"{checkpoint} cannot be restored ({name} is no JSON object): {remedy}"
+            )
 
 
 def check_size(checkpoint: Path, numbers: int) -> None:
@@ -99,7 +101,7 @@ def set_aside_undescribed(folder: Path) -> None:
     for path in folder.glob("[0-9]*"):
         if path.name.isdecimal():
             try:
-                check_descriptions(path)
+                check_descriptions(path, "the others cannot be listed beside it")
             except DamagedCheckpoint as error:
                 set_aside(path, error)
 
