@@ -52,6 +52,13 @@ def test_greedy_takes_the_likeliest(options):
     assert draws(50, **options)[1] == 1
 
 
+@pytest.mark.parametrize("temperature", [1e-6, 1e-39])
+def test_a_temperature_next_to_nothing_is_greedy(temperature):
+    """The second divides logits to infinities, whose softmax is no number."""
+    logits = jnp.array([-3.0, 20.0, 19.0])
+    assert [int(sample_token(logits, u, temperature, 0, 1.0)) for u in (0.0, 0.9)] == [1, 1]
+
+
 def test_top_k_cuts_the_rest():
     np.testing.assert_allclose(draws(top_k=2), [0, 4 / 7, 0, 3 / 7, 0], atol=1e-3)
     np.testing.assert_array_equal(draws(top_k=5), draws())
