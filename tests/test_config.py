@@ -134,7 +134,7 @@ VALUES = st.one_of(
 )
 
 
-@hypothesis.settings(max_examples=300)
+@hypothesis.settings(max_examples=150)
 @given(st.dictionaries(st.sampled_from(FIELDS), VALUES, max_size=3))
 def test_any_value_is_refused_in_words_or_survives_configdict_and_json(values):
     given_config = default_config().unlock()

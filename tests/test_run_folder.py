@@ -90,18 +90,44 @@ def read_or_refuse(folder, content):
         check_same_run(record.config.with_values("train", seed=7), record, folder)
 
 
-@hypothesis.settings(max_examples=150)
-@given(data=st.data())
-def test_no_change_of_a_record_is_more_than_refused(tmp_path_factory, data):
+def places(content):
+    """Every dictionary in it with each of its keys."""
+    for key, value in content.items():
+        yield content, key
+        if isinstance(value, dict):
+            yield from places(value)
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value"),
+    [
+        *(("corpus", "sha256", 3), ("corpus", "requested", None), ("corpus", "sha256", ["ab"])),
+        *(("devices", "count", "2"), ("devices", "platform", {})),
+    ],
+)
+def test_what_a_record_says_has_its_type(record, tmp_path, part, name, value):
+    write_record(tmp_path, record, TOKENIZER)
+    content = json.loads((tmp_path / "config.json").read_text())
+    content[part][name] = value
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=rf"config\.json cannot be read \({part}\.{name} = "):
+        read_record(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """A folder, and the text of a record that can be changed in it."""
     folder = tmp_path_factory.mktemp("run")
     write_record(folder, Record(Config(), "a.txt", "ab", "cpu", 2), TOKENIZER)
-    text = (folder / "config.json").read_text().replace('"auto"', '"float32"')
-    content = place = json.loads(text)
-    while True:
-        key = data.draw(st.sampled_from(sorted(place)))
-        if not isinstance(place[key], dict) or data.draw(st.booleans()):
-            break
-        place = place[key]
+    return folder, (folder / "config.json").read_text().replace('"auto"', '"float32"')
+
+
+@hypothesis.settings(max_examples=100)
+@given(data=st.data())
+def test_no_change_of_a_record_is_more_than_refused(written, data):
+    folder, text = written
+    content = json.loads(text)
+    place, key = data.draw(st.sampled_from(list(places(content))))
     place[key] = data.draw(JSON)
     read_or_refuse(folder, json.dumps(content).encode())
     cut, byte = data.draw(st.integers(0, len(text) - 1)), data.draw(st.integers(0, 255))
@@ -121,7 +147,7 @@ def test_json_that_is_odd_is_refused(tmp_path, content):
     assert read_metrics(tmp_path / "metrics.jsonl") == []
 
 
-@hypothesis.settings(max_examples=50)
+@hypothesis.settings(max_examples=25)
 @given(
     prompt=st.text(),
     requested=st.text(),
