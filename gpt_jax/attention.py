@@ -25,6 +25,8 @@ def rotate(x_BTHD: jax.Array, start: jax.Array | int) -> jax.Array:
 
     Scores then depend on the distance of query and key alone. Pair i is (i, i + D/2), as in
     GPT-NeoX and Llama; its angle is position / ROTARY_BASE^(2 i / D), the first one at `start`.
+
+    Returns: shape (B, T, H, D); D must be even.
     """
     half = x_BTHD.shape[-1] // 2
     frequency_P = ROTARY_BASE ** (-np.arange(half, dtype=np.float32) / half)
