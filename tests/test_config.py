@@ -65,6 +65,7 @@ def test_configdict_is_locked():
         ("optimizer", "name", "sgd"),
         ("optimizer", "learning_rate", 0.0),
         ("optimizer", "learning_rate", math.inf),
+        ("optimizer", "learning_rate", 10**400),
         ("optimizer", "warmup_steps", -1),
         ("optimizer", "schedule", "exponential"),
         ("optimizer", "decay_fraction", 0.0),
