@@ -175,7 +175,8 @@ class Checkpoints:
             with contextlib.suppress(Exception):  # Orbax would say it again at the next save.
                 self._checkpointer.wait()
             self._checkpointer.reload()  # Orbax counts what it meant to save as saved.
-            shutil.rmtree(self._folder / f"{step}.orbax-checkpoint-tmp", ignore_errors=True)
+            for left in self._folder.glob("*.orbax-checkpoint-tmp"):  # All: a write that is still
+                shutil.rmtree(left, ignore_errors=True)  # under way can make its folder anew.
             if self._failed_saves >= MOST_FAILED_SAVES:
                 raise UserError(
                     f"{told}, {self._failed_saves} in a row: see to {self._folder}, then the "
@@ -242,8 +243,7 @@ class Checkpoints:
             raise self._cannot_be_read(path, error) from error
         for name, digest in digests(state).items():
             if expected[name] != digest:
-                changed = ValueError(f"{name} is not as it was saved: its digest differs")
-                raise self._cannot_be_read(path, changed)
+                raise self._cannot_be_read(path, ValueError(f"{name}: its digest differs"))
         return state
 
     def restore_newest(self, abstract: Any) -> Any | None:

@@ -120,7 +120,7 @@ def test_a_changed_array_is_named(folder):
     flip_a_bit(folder / "4")
     with (
         Checkpoints.for_reading(folder) as checkpoints,
-        pytest.raises(UserError, match=r"/4 cannot be restored \(w is not as it was saved"),
+        pytest.raises(UserError, match=r"/4 cannot be restored \(w: its digest differs"),
     ):
         checkpoints.restore(4, abstract())
     assert {path.name for path in folder.iterdir()} == {"2", "4"}

@@ -209,7 +209,10 @@ def test_on_a_full_disk_the_last_good_checkpoint_is_kept_and_the_run_ends_after_
     assert "3 in a row: see to " in told
     assert "goes on from step 4" in told
     assert saved(workdir) == [4]
-    assert [path.name for path in (workdir / "checkpoints").iterdir()] == ["4"]
+    left = {path.name for path in (workdir / "checkpoints").iterdir()}
+    # A write of the last save that was still under way may have made its folder anew.
+    assert {"4"} <= left <= {"4", "10.orbax-checkpoint-tmp"}
     assert len(log(workdir)) >= 10
     assert start(run, workdir, text_file) == 0
+    assert not list((workdir / "checkpoints").glob("*tmp*"))
     check_same(workdir, straight)
