@@ -38,6 +38,8 @@ BELOW_ONE = Rule("in [0, 1)", lambda x: 0 <= x < 1)
 INSIDE_ONE = Rule("in (0, 1)", lambda x: 0 < x < 1)
 UP_TO_ONE = Rule("in (0, 1]", lambda x: 0 < x <= 1)
 SEED = Rule("0 to 2**31 - 1", lambda x: 0 <= x < 2**31)
+TOKENIZER = Rule("char, byte, bpe, or a path to a tokenizer.json or its folder", FILLED.holds)
+BPE_SIZE = Rule("257 or more: all bytes and the end of a text", lambda x: x >= 257)
 REST_OR_POSITIVE = Rule("above 0, or -1 for the rest", lambda x: x > 0 or x == -1)
 
 
@@ -112,7 +114,9 @@ class GPTConfig(_Section):
 
     SECTION: ClassVar[str] = "model"
 
-    vocab_size: int = setting(0, NOT_NEGATIVE, "distinct tokens; 0 = as many as the tokenizer has")
+    vocab_size: int = setting(
+        0, NOT_NEGATIVE, "ids; 0 = as many as the tokenizer has; more: padded"
+    )
     block_size: int = setting(128, POSITIVE, "context length, in tokens")
     n_layer: int = setting(4, POSITIVE, "blocks")
     n_head: int = setting(4, POSITIVE, "attention heads per block; must divide n_embd")
@@ -149,12 +153,11 @@ class DataConfig(_Section):
     corpus: str = setting(
         "tinyshakespeare",
         FILLED,
-        "tinyshakespeare, builtin, or a file, folder or glob of UTF-8 text",
+        "tinyshakespeare, builtin, a file, folder or glob of UTF-8 text, or a prepared corpus",
     )
-    tokenizer: str = setting("char", one_of("char", "byte"), "what a token is")
-    val_fraction: float = setting(
-        0.1, INSIDE_ONE, "share of the text, at its end, that is held out"
-    )
+    tokenizer: str = setting("char", TOKENIZER, "what a token is; a prepared corpus has its own")
+    bpe_vocab_size: int = setting(1024, BPE_SIZE, "most tokens of bpe, made of the training part")
+    val_fraction: float = setting(0.1, INSIDE_ONE, "share of the text, at its end, held out")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -149,9 +149,18 @@ def _tokenizer(
     config: Config, text: corpus.Corpus, workdir: Path, record: Record | None
 ) -> Tokenizer:
     if record is None:
-        return make_tokenizer(config.data.tokenizer, text.text)
+        return _new_tokenizer(config, text.text)
     check_same_corpus(text.sha256, record, workdir)
     return matching_tokenizer(workdir, record.config)
+
+
+def _new_tokenizer(config: Config, text: str) -> Tokenizer:
+    """Merges of byte pairs are made of the training part alone, cut by characters (by tokens it
+    ends some thousandths of the text before or after that)."""
+    c = config.data
+    if c.tokenizer == "bpe":
+        text = text[: int(len(text) * (1 - c.val_fraction))]
+    return make_tokenizer(c.tokenizer, [text], c.bpe_vocab_size)
 
 
 def _resolve(config: Config, source: str, vocab_size: int, layout: sharding.BatchLayout) -> Config:
