@@ -12,7 +12,7 @@ import numpy as np
 from gpt_jax import corpus, data, play, sharding
 from gpt_jax.config import Config, UserError
 from gpt_jax.run_folder import Record, check_same_corpus, matching_tokenizer, write_record
-from gpt_jax.tokenizer import Tokenizer, make_tokenizer
+from gpt_jax.tokenizer import Tokenizer, absolute_kind, make_tokenizer
 from gpt_jax.train_step import (
     TrainState,
     abstract_state,
@@ -165,17 +165,19 @@ def _new_tokenizer(config: Config, text: str) -> Tokenizer:
 
 def _resolve(config: Config, source: str, vocab_size: int, layout: sharding.BatchLayout) -> Config:
     """The configuration with every choice made."""
-    if config.model.vocab_size not in (0, vocab_size):
+    if 0 < config.model.vocab_size < vocab_size:
         raise UserError(
             f"model.vocab_size = {config.model.vocab_size}, but the tokenizer has {vocab_size} "
-            "tokens: leave it at 0"
+            "tokens: leave it at 0, or give a larger number for tables padded to it"
         )
     mesh, dtype = layout.sharding.mesh, config.model.matmul_dtype
     device = mesh.devices.flat[0]
     if dtype == "auto":
         dtype = sharding.best_matmul_dtype(device)
     cpu_devices = mesh.size if device.platform == "cpu" else 0
-    config = config.with_values("model", vocab_size=vocab_size, matmul_dtype=dtype)
-    config = config.with_values("data", corpus=source)
+    padded = max(config.model.vocab_size, vocab_size)
+    config = config.with_values("model", vocab_size=padded, matmul_dtype=dtype)
+    kind = absolute_kind(config.data.tokenizer)
+    config = config.with_values("data", corpus=source, tokenizer=kind)
     config = config.with_values("train", microbatch_size=layout.rows_per_device)
     return config.with_values("mesh", cpu_devices=cpu_devices, data=mesh.shape["data"])
