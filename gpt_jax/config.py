@@ -15,12 +15,14 @@ from ml_collections import ConfigDict
 from gpt_jax.setting import (
     ANY,
     BELOW_ONE,
+    BPE_SIZE,
     FILLED,
     INSIDE_ONE,
     NOT_NEGATIVE,
     POSITIVE,
     REST_OR_POSITIVE,
     SEED,
+    TOKENIZER,
     UP_TO_ONE,
     Section,
     UserError,
@@ -35,7 +37,9 @@ class GPTConfig(Section):
 
     SECTION: ClassVar[str] = "model"
 
-    vocab_size: int = setting(0, NOT_NEGATIVE, "distinct tokens; 0 = as many as the tokenizer has")
+    vocab_size: int = setting(
+        0, NOT_NEGATIVE, "ids; 0 = as many as the tokenizer has; more: padded"
+    )
     block_size: int = setting(128, POSITIVE, "context length, in tokens")
     n_layer: int = setting(4, POSITIVE, "blocks")
     n_head: int = setting(4, POSITIVE, "attention heads per block; must divide n_embd")
@@ -100,12 +104,11 @@ class DataConfig(Section):
     corpus: str = setting(
         "tinyshakespeare",
         FILLED,
-        "tinyshakespeare, builtin, or a file, folder or glob of UTF-8 text",
+        "tinyshakespeare, builtin, a file, folder or glob of UTF-8 text, or a prepared corpus",
     )
-    tokenizer: str = setting("char", one_of("char", "byte"), "what a token is")
-    val_fraction: float = setting(
-        0.1, INSIDE_ONE, "share of the text, at its end, that is held out"
-    )
+    tokenizer: str = setting("char", TOKENIZER, "what a token is; a prepared corpus has its own")
+    bpe_vocab_size: int = setting(1024, BPE_SIZE, "most tokens of bpe, made of the training part")
+    val_fraction: float = setting(0.1, INSIDE_ONE, "share of the text, at its end, held out")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 from gpt_jax import corpus, data, play, sharding
 from gpt_jax.config import Config, UserError
 from gpt_jax.run_folder import Record, check_same_corpus, matching_tokenizer, write_record
-from gpt_jax.tokenizer import Tokenizer, make_tokenizer
+from gpt_jax.tokenizer import Tokenizer, absolute_kind, make_tokenizer
 from gpt_jax.train_step import (
     TrainState,
     abstract_state,
@@ -149,24 +149,35 @@ def _tokenizer(
     config: Config, text: corpus.Corpus, workdir: Path, record: Record | None
 ) -> Tokenizer:
     if record is None:
-        return make_tokenizer(config.data.tokenizer, text.text)
+        return _new_tokenizer(config, text.text)
     check_same_corpus(text.sha256, record, workdir)
     return matching_tokenizer(workdir, record.config)
 
 
+def _new_tokenizer(config: Config, text: str) -> Tokenizer:
+    """Merges of byte pairs are made of the training part alone, cut by characters (by tokens it
+    ends some thousandths of the text before or after that)."""
+    c = config.data
+    if c.tokenizer == "bpe":
+        text = text[: int(len(text) * (1 - c.val_fraction))]
+    return make_tokenizer(c.tokenizer, [text], c.bpe_vocab_size)
+
+
 def _resolve(config: Config, source: str, vocab_size: int, layout: sharding.BatchLayout) -> Config:
     """The configuration with every choice made."""
-    if config.model.vocab_size not in (0, vocab_size):
+    if 0 < config.model.vocab_size < vocab_size:
         raise UserError(
             f"model.vocab_size = {config.model.vocab_size}, but the tokenizer has {vocab_size} "
-            "tokens: leave it at 0"
+            "tokens: leave it at 0, or give a larger number for tables padded to it"
         )
     mesh, dtype = layout.sharding.mesh, config.model.matmul_dtype
     device = mesh.devices.flat[0]
     if dtype == "auto":
         dtype = sharding.best_matmul_dtype(device)
     cpu_devices = mesh.size if device.platform == "cpu" else 0
-    config = config.with_values("model", vocab_size=vocab_size, matmul_dtype=dtype)
-    config = config.with_values("data", corpus=source)
+    padded = max(config.model.vocab_size, vocab_size)
+    config = config.with_values("model", vocab_size=padded, matmul_dtype=dtype)
+    kind = absolute_kind(config.data.tokenizer)
+    config = config.with_values("data", corpus=source, tokenizer=kind)
     config = config.with_values("train", microbatch_size=layout.rows_per_device)
     return config.with_values("mesh", cpu_devices=cpu_devices, data=mesh.shape["data"])

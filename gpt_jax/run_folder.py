@@ -16,7 +16,7 @@ from typing import Any
 from gpt_jax.config import Config, UserError, check_field
 from gpt_jax.corpus import absolute_source
 from gpt_jax.files import replacing
-from gpt_jax.tokenizer import Tokenizer, load_tokenizer, save_tokenizer
+from gpt_jax.tokenizer import Tokenizer, absolute_kind, load_tokenizer, save_tokenizer
 
 FORMAT = 1
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -35,7 +35,8 @@ FIXED = {
         for field in dataclasses.fields(Config().model)
         if field.name not in ("dropout", "matmul_dtype")
     ),
-    *("optimizer.name", "optimizer.average_decay", "data.corpus", "data.tokenizer"),
+    *("optimizer.name", "optimizer.average_decay"),
+    *("data.corpus", "data.tokenizer", "data.bpe_vocab_size"),
 }
 # What may differ when a run goes on. A sample or a log changes nothing; another layout over devices
 # changes the order of float32 sums: losses agree within 1e-5, bits only on the same devices.
@@ -104,10 +105,11 @@ def matching_tokenizer(workdir: Path, config: Config) -> Tokenizer:
     """The run's tokenizer.
 
     Raises:
-      UserError: when it cannot be read, or has another size than the model's vocabulary.
+      UserError: when it cannot be read, or has more tokens than the model's vocabulary, which may
+        be padded.
     """
     tokenizer = load_tokenizer(workdir / "tokenizer.json")
-    if tokenizer.vocab_size != config.model.vocab_size:
+    if tokenizer.vocab_size > config.model.vocab_size:
         raise UserError(
             f"{workdir / 'tokenizer.json'} has {tokenizer.vocab_size} tokens, the model of "
             f"config.json {config.model.vocab_size}: restore the file the run began with"
@@ -206,6 +208,7 @@ def with_recorded_choices(config: Config, record: Record) -> Config:
         if getattr(getattr(config, section), name) == undecided:
             chosen = getattr(getattr(record.config, section), name)
             config = config.with_values(section, **{name: chosen})
+    config = config.with_values("data", tokenizer=absolute_kind(config.data.tokenizer))
     if absolute_source(config.data.corpus) == record.requested_corpus:
         config = config.with_values("data", corpus=record.config.data.corpus)
     return config

@@ -222,7 +222,10 @@ def _sample(run: Run, state: TrainState, prompt: str, asked: Interruption) -> st
     ids = sampling.encode_prompt(run.tokenizer, prompt)
     params = jax.device_put(state.evaluated, run.device)
     pieces = [np.zeros(0, np.int32)]
-    for [new] in sampling.stream(c.model, params, ids, c.sample, seed=c.train.seed):
+    drawn = sampling.stream(
+        c.model, params, ids, c.sample, c.train.seed, n_tokens=run.tokenizer.vocab_size
+    )
+    for [new] in drawn:
         asked.check()
         pieces.append(new)
     return prompt + run.tokenizer.decode(np.concatenate(pieces))
