@@ -166,7 +166,7 @@ class TrainConfig(Section):
     SECTION: ClassVar[str] = "train"
 
     seed: int = setting(0, SEED, "seed of parameters, batches and dropout")
-    steps: int = setting(3000, POSITIVE, "updates in the whole run")
+    steps: int = setting(3000, NOT_NEGATIVE, "updates in the whole run; 0 = only evaluate")
     batch_size: int = setting(32, POSITIVE, "windows of text per update, over all devices")
     microbatch_size: int = setting(0, NOT_NEGATIVE, "windows at a time on one device; 0 = chosen")
     log_every: int = setting(10, POSITIVE, "steps between lines of metrics.jsonl")
@@ -248,7 +248,7 @@ class Config:
     mesh: MeshConfig = MeshConfig()
 
     def __post_init__(self) -> None:
-        if self.optimizer.warmup_steps > self.train.steps:
+        if self.optimizer.warmup_steps > self.train.steps > 0:
             raise UserError(
                 f"train.steps = {self.train.steps} ends before optimizer.warmup_steps = "
                 f"{self.optimizer.warmup_steps} are over: train longer or warm up for fewer steps"

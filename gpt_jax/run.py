@@ -97,13 +97,20 @@ class Run:
         return play.source_loss(len(self.train_tokens))
 
 
-def prepare(config: Config, workdir: Path, record: Record | None, devices: list[jax.Device]) -> Run:
+def prepare(
+    config: Config,
+    workdir: Path,
+    record: Record | None,
+    devices: list[jax.Device],
+    init_from: str = "",
+) -> Run:
     """Lays out the devices, reads the text, makes all choices and, for a new run, records them.
 
     Args:
       workdir: the run's folder, absolute.
       record: what the run in `workdir` was started with; None for a new run.
       devices: of which the mesh is made, see `sharding.start_devices`.
+      init_from: folder of the weights that a new run begins from, see pretrained.py.
 
     Raises:
       UserError: for a corpus, layout or folder that cannot serve.
@@ -114,11 +121,11 @@ def prepare(config: Config, workdir: Path, record: Record | None, devices: list[
     tokenizer = _tokenizer(config, text, workdir, record)
     tokens = tokenizer.encode(text.text)
     train_tokens, val_tokens = data.split(tokens, config.data.val_fraction, config.model.block_size)
-    resolved = _resolve(config, text.source, tokenizer.vocab_size, layout)
+    resolved = resolve(config, text.source, tokenizer.vocab_size, layout)
     if record is None:
         platform = devices[0].platform
         requested = corpus.absolute_source(config.data.corpus)
-        new = Record(resolved, requested, text.sha256, platform, len(devices))
+        new = Record(resolved, requested, text.sha256, platform, len(devices), init_from=init_from)
         write_record(workdir, new, tokenizer)
     abstract = abstract_state(resolved, mesh)
     return Run(
@@ -163,8 +170,27 @@ def _new_tokenizer(config: Config, text: str) -> Tokenizer:
     return make_tokenizer(c.tokenizer, [text], c.bpe_vocab_size)
 
 
-def _resolve(config: Config, source: str, vocab_size: int, layout: sharding.BatchLayout) -> Config:
-    """The configuration with every choice made."""
+def vocabulary_size(config: Config) -> int:
+    """How many ids the model of a new run has; reads the corpus only where it makes them.
+
+    Raises:
+      UserError: as `prepare`.
+    """
+    if config.model.vocab_size:
+        return config.model.vocab_size
+    made = config.data.tokenizer in ("char", "bpe")
+    return _new_tokenizer(config, _load_text(config, None).text if made else "").vocab_size
+
+
+def resolve(config: Config, source: str, vocab_size: int, layout: sharding.BatchLayout) -> Config:
+    """The configuration with every choice made.
+
+    Args:
+      source: where the corpus was found; vocab_size: of the tokenizer.
+
+    Raises:
+      UserError: for a vocabulary of the model that is smaller.
+    """
     if 0 < config.model.vocab_size < vocab_size:
         raise UserError(
             f"model.vocab_size = {config.model.vocab_size}, but the tokenizer has {vocab_size} "

@@ -68,6 +68,7 @@ class Record:
       platform, devices: kind and number of devices.
       changes: what was deliberately changed when the run went on: at which step, of which field,
         its old and its new value.
+      init_from: the folder whose weights it began from, absolute; empty = random ones.
     """
 
     config: Config
@@ -76,6 +77,7 @@ class Record:
     platform: str
     devices: int
     changes: tuple[dict[str, Any], ...] = ()
+    init_from: str = ""
 
 
 def read_record(workdir: Path) -> Record | None:
@@ -173,7 +175,8 @@ def _parse_record(content: Any) -> Record:
         corpus_sha256=content["corpus"]["sha256"],
         platform=content["devices"]["platform"],
         devices=content["devices"]["count"],
-        changes=tuple(content.get("changes", ())),  # Runs of before have none.,
+        changes=tuple(content.get("changes", ())),  # Runs of before have none.
+        init_from=content.get("init_from", ""),
     )
 
 
@@ -189,6 +192,7 @@ def write_record(workdir: Path, record: Record, tokenizer: Tokenizer) -> None:
         "corpus": {"requested": record.requested_corpus, "sha256": record.corpus_sha256},
         "devices": {"platform": record.platform, "count": record.devices},
         "changes": list(record.changes),
+        "init_from": record.init_from,
         "versions": {name: metadata.version(name) for name in PACKAGES},
     }
     try:

@@ -14,7 +14,7 @@ from typing import cast
 import jax
 import numpy as np
 
-from gpt_jax import data, report, sampling, sharding
+from gpt_jax import data, pretrained, report, sampling, sharding
 from gpt_jax.checkpoint import Checkpoints
 from gpt_jax.config import Config, UserError
 from gpt_jax.interruption import Interrupted, Interruption
@@ -36,6 +36,7 @@ def train(
     tensorboard: bool = False,
     resume_allow: Sequence[str] = (),
     asked: Interruption | None = None,
+    init_from: str = "",
 ) -> bool:
     """Trains to the last step, from the newest checkpoint in `workdir` if there is one.
 
@@ -43,6 +44,7 @@ def train(
       tensorboard: writes TensorBoard's event files, too.
       resume_allow: fields that may differ from those the run began with, see `check_same_run`.
       asked: whether to end early, see interruption.py.
+      init_from: folder of GPT-2's weights that a new run begins from, absolute, see pretrained.py.
 
     Returns: False when the run was finished before, and nothing was done.
 
@@ -55,15 +57,17 @@ def train(
         check_installed()
     workdir = workdir.absolute()
     record, changes = read_record(workdir), []
+    config = pretrained.configured(config, init_from, record, workdir)
     if record is not None:
         config = with_recorded_choices(config, record)
         changes = check_same_run(config, record, workdir, resume_allow)
         if _sample_path(workdir, config.train.steps).exists():
             return False
+        init_from = record.init_from
     devices = sharding.start_devices(config.mesh, config.train.batch_size)
-    run = prepare(config, workdir, record, devices)
+    run = prepare(config, workdir, record, devices, init_from)
     with Checkpoints.for_training(workdir / "checkpoints") as checkpoints:
-        state = _first_state(run, checkpoints)
+        state = _first_state(run, checkpoints, init_from)
         step = int(state.step)
         if record is not None and changes:
             record_changes(workdir, record, run.config, changes, step)
@@ -72,6 +76,8 @@ def train(
                 workdir, step, config.train.steps, run.tokens_per_step, listener=listener
             )
             _introduce(run, state, monitor)
+            if not checkpoints.all() and (init_from or not config.train.steps):
+                evaluate_beginning(run, state, checkpoints, monitor, asked)
             state = run_steps(run, state, checkpoints, monitor, asked)
             finish(run, state, monitor, asked)
     return True
@@ -82,12 +88,13 @@ def _sample_path(workdir: Path, step: int) -> Path:
     return workdir / "samples" / f"{step}.txt"
 
 
-def _first_state(run: Run, checkpoints: Checkpoints) -> TrainState:
-    """From the newest checkpoint that is whole, or new."""
+def _first_state(run: Run, checkpoints: Checkpoints, init_from: str) -> TrainState:
+    """From the newest checkpoint that is whole, or new, with the weights it begins from."""
     restored = checkpoints.restore_newest(run.abstract)
     if restored is not None:
         return cast(TrainState, restored)
-    return jax.block_until_ready(init_state(run.config, run.abstract))
+    state = init_state(run.config, run.abstract)
+    return jax.block_until_ready(pretrained.with_weights(state, init_from) if init_from else state)
 
 
 def _listener(workdir: Path, step: int, tensorboard: bool) -> AbstractContextManager[Listener]:
@@ -111,6 +118,22 @@ def _introduce(run: Run, state: TrainState, monitor: Monitor) -> None:
     )
     if state.step > 0:
         monitor.say(f"goes on after step {int(state.step):,}")
+
+
+def evaluate_beginning(
+    run: Run, state: TrainState, checkpoints: Checkpoints, monitor: Monitor, asked: Interruption
+) -> None:
+    """Evaluates and saves the state before the first step: weights that are worth something.
+
+    If training makes them worse, they stay the best checkpoint.
+
+    Raises:
+      Interrupted: when asked to end; nothing is saved then.
+    """
+    val_loss = run.evaluate(state.evaluated, asked.check)
+    monitor.tell_beginning(val_loss)
+    checkpoints.save(0, state, val_loss)
+    checkpoints.confirm(0)
 
 
 def run_steps(

@@ -2,11 +2,14 @@
 
     python scripts/train.py --config=configs/tiny.py
     python scripts/train.py --config=configs/tiny.py --config.data.corpus=my.txt --workdir=runs/mine
+    python scripts/train.py --init_from=gpt2 --config.train.steps=0 --workdir=runs/gpt2
+    python scripts/train.py --config=configs/gpt2.py:small --plan
     python scripts/train.py --help_config
 
 The same command, given again, goes on from the newest checkpoint in the run's folder.
 """
 
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -23,26 +26,25 @@ from gpt_jax.lock import one_writer
 
 
 def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
-    """--config and its overrides, --workdir, --tensorboard, --resume_allow, --help_config."""
+    """--config and its overrides, and what else a run can be told."""
     command_line.define_config(values, argv)
-    flags.DEFINE_string(
-        "workdir",
-        "",
-        "Folder of the run; runs/<name of the config> unless given.",
-        flag_values=values,
-    )
-    flags.DEFINE_boolean(
-        "tensorboard", False, "Write event files for TensorBoard, too.", flag_values=values
-    )
+    for name, meaning in (
+        ("workdir", "Folder of the run; runs/<name of the config or weights> unless given."),
+        ("init_from", "Folder with GPT-2's weights as Hugging Face has them, to begin from."),
+    ):
+        flags.DEFINE_string(name, "", meaning, flag_values=values)
+    for name, meaning in (
+        ("tensorboard", "Write event files for TensorBoard, too."),
+        ("plan", "Do not train: show what it would take."),
+        ("help_config", "Show every setting, its default and range."),
+    ):
+        flags.DEFINE_boolean(name, False, meaning, flag_values=values)
     flags.DEFINE_multi_string(
         "resume_allow",
         [],
         "A field that may differ from what the run began with: --resume_allow=train.steps to "
         "train a finished run for longer. Can be given several times.",
         flag_values=values,
-    )
-    flags.DEFINE_boolean(
-        "help_config", False, "Show every setting, its default and range.", flag_values=values
     )
 
 
@@ -54,8 +56,13 @@ def main(argv: Sequence[str]) -> int:
             show_settings()
             return
         config = command_line.read_config(values, argv)
-        workdir = Path(values.workdir or default_workdir(command_line.config_file(values)))
-        workdir = workdir.expanduser().absolute()
+        init_from = os.path.abspath(os.path.expanduser(values.init_from))
+        init_from = init_from if values.init_from else ""
+        if values.plan:
+            show_plan(config, init_from)
+            return
+        named = init_from or command_line.config_file(values)
+        workdir = Path(values.workdir or default_workdir(named)).expanduser().absolute()
         with one_writer(workdir):  # Before anything heavy is loaded.
             train(config, workdir, values, argv)
 
@@ -90,6 +97,46 @@ def show_settings() -> None:
         for row in config_table.section_rows(section):
             table.add_row(*row)
         console.print(table, "")
+
+
+def show_plan(config: Config, init_from: str) -> None:
+    """Prints what training would take, and touches no folder."""
+    from gpt_jax.compilation import set_up_compiler
+    from gpt_jax.plan import plan
+
+    set_up_compiler()  # What is compiled here, training need not compile again.
+    command_line.tell("compiling the training step")
+    found = plan(config, init_from)
+    tera, steps = 1e12, config.train.steps
+    rows = (
+        ("parameters", f"{found.parameters:,}", ""),
+        ("of parameters", megabytes(found.parameter_bytes), "float32"),
+        ("of the optimizer", megabytes(found.optimizer_bytes), config.optimizer.name),
+        ("of the average", megabytes(found.average_bytes), "optimizer.average_decay"),
+        (
+            "of a step",
+            megabytes(found.step_bytes),
+            f"activations and gradients, on each of {found.devices} device(s), by the compiler",
+        ),
+        (
+            "tokens a step",
+            f"{found.tokens:,}",
+            f"{config.train.batch_size} windows of {found.config.model.block_size}, in "
+            f"{found.microbatches} microbatch(es); {found.tokens * steps:,} in {steps:,} steps",
+        ),
+        ("TFLOP a step", f"{found.flops / tera:,.3f}", "6 N + 12 L C T for each token"),
+        ("counted", f"{found.counted_flops / tera:,.3f}", "by the compiler, in its program"),
+    )
+    table = Table(*("what", "size", "meaning"), box=None)
+    table.columns[1].justify = "right"
+    for row in rows:
+        table.add_row(*row)
+    command_line.ResultConsole().print(table)
+
+
+def megabytes(size: int) -> str:
+    """A number of bytes in MB."""
+    return f"{size / 1e6:,.1f} MB"
 
 
 def default_workdir(config_file: str) -> Path:

@@ -30,6 +30,8 @@ ORDER = [
     "sampling",
     "digest",
     "run_folder",
+    "gpt2",
+    "pretrained",
     "checkpoint",
     "run",
     "evaluation",
@@ -38,6 +40,8 @@ ORDER = [
     "report",
     "training",
     "api",
+    "export",
+    "plan",
     "benchmark",
     "compilation",
 ]
@@ -55,7 +59,7 @@ WITHOUT_JAX = [
         "corpus",
         "data",
     ),
-    *("run_folder", "metrics", "tensorboard", "report"),
+    *("run_folder", "gpt2", "metrics", "tensorboard", "report"),
 ]
 
 
@@ -107,6 +111,7 @@ def test_some_modules_need_no_jax(module):
         ("orbax", "checkpoint"),
         ("matplotlib", "report"),
         ("tensorboardX", "tensorboard"),
+        ("safetensors", "gpt2"),
         ("tokenizers", "bpe"),
         ("urllib", "corpus"),
         ("absl", None),
