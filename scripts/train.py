@@ -9,11 +9,11 @@
 The same command, given again, goes on from the newest checkpoint in the run's folder.
 """
 
-import os
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import command_line
 from absl import flags
@@ -23,6 +23,9 @@ from gpt_jax import config_table
 from gpt_jax.config import SECTIONS, Config
 from gpt_jax.interruption import Interrupted, interruption
 from gpt_jax.lock import one_writer
+
+if TYPE_CHECKING:
+    from gpt_jax.plan import Plan
 
 
 def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
@@ -56,20 +59,21 @@ def main(argv: Sequence[str]) -> int:
             show_settings()
             return
         config = command_line.read_config(values, argv)
-        init_from = os.path.abspath(os.path.expanduser(values.init_from))
-        init_from = init_from if values.init_from else ""
+        init_from = values.init_from and str(Path(values.init_from).expanduser().absolute())
         if values.plan:
             show_plan(config, init_from)
             return
         named = init_from or command_line.config_file(values)
         workdir = Path(values.workdir or default_workdir(named)).expanduser().absolute()
         with one_writer(workdir):  # Before anything heavy is loaded.
-            train(config, workdir, values, argv)
+            train(config, workdir, values, argv, init_from)
 
     return command_line.run(show_or_train, define_flags, argv, __doc__ or "")
 
 
-def train(config: Config, workdir: Path, values: flags.FlagValues, argv: Sequence[str]) -> None:
+def train(
+    config: Config, workdir: Path, values: flags.FlagValues, argv: Sequence[str], init_from: str
+) -> None:
     """Trains, and says how to go on where the run was stopped or was finished before."""
     from gpt_jax import training  # Not before --help and bad input were answered: it loads JAX.
     from gpt_jax.compilation import set_up_compiler
@@ -78,7 +82,7 @@ def train(config: Config, workdir: Path, values: flags.FlagValues, argv: Sequenc
     with interruption() as asked:
         try:
             trained = training.train(
-                config, workdir, values.tensorboard, values.resume_allow, asked
+                config, workdir, values.tensorboard, values.resume_allow, asked, init_from
             )
         except Interrupted as stopped:
             command_line.tell(f"\nstopped by {stopped}: the same command goes on where it was")
@@ -104,34 +108,37 @@ def show_plan(config: Config, init_from: str) -> None:
     from gpt_jax.compilation import set_up_compiler
     from gpt_jax.plan import plan
 
-    set_up_compiler()  # What is compiled here, training need not compile again.
+    set_up_compiler()  # Training then finds the step compiled.
     command_line.tell("compiling the training step")
-    found = plan(config, init_from)
-    tera, steps = 1e12, config.train.steps
-    rows = (
-        ("parameters", f"{found.parameters:,}", ""),
-        ("of parameters", megabytes(found.parameter_bytes), "float32"),
-        ("of the optimizer", megabytes(found.optimizer_bytes), config.optimizer.name),
-        ("of the average", megabytes(found.average_bytes), "optimizer.average_decay"),
+    table = Table("figure", Column("", justify="right"), "meaning", box=None)
+    for row in plan_rows(plan(config, init_from)):
+        table.add_row(*row)
+    command_line.ResultConsole().print(table)
+
+
+def plan_rows(plan: "Plan") -> list[tuple[str, str, str]]:
+    """A row for every figure of a plan: its name, itself, what it means."""
+    c, count = plan.config, f"{plan.config.train.batch_size} x {plan.config.model.block_size}"
+    rows = [
+        ("parameters", f"{plan.parameters:,}", f"vocabulary {c.model.vocab_size:,}"),
+        ("their memory", megabytes(plan.parameter_bytes), "float32"),
+        ("the optimizer's", megabytes(plan.optimizer_bytes), c.optimizer.name),
+        ("the average's", megabytes(plan.average_bytes), "optimizer.average_decay"),
         (
-            "of a step",
-            megabytes(found.step_bytes),
-            f"activations and gradients, on each of {found.devices} device(s), by the compiler",
+            "a step's",
+            megabytes(plan.step_bytes),
+            f"activations and gradients on each of {plan.devices} device(s), at most (XLA)",
         ),
         (
             "tokens a step",
-            f"{found.tokens:,}",
-            f"{config.train.batch_size} windows of {found.config.model.block_size}, in "
-            f"{found.microbatches} microbatch(es); {found.tokens * steps:,} in {steps:,} steps",
+            f"{plan.tokens:,}",
+            f"{count}, in {plan.microbatches} microbatch(es) one after another",
         ),
-        ("TFLOP a step", f"{found.flops / tera:,.3f}", "6 N + 12 L C T for each token"),
-        ("counted", f"{found.counted_flops / tera:,.3f}", "by the compiler, in its program"),
-    )
-    table = Table(*("what", "size", "meaning"), box=None)
-    table.columns[1].justify = "right"
-    for row in rows:
-        table.add_row(*row)
-    command_line.ResultConsole().print(table)
+        ("TFLOP a step", f"{plan.flops / 1e12:,.3f}", "6 N + 12 L C T for each token"),
+        ("counted", f"{plan.counted_flops / 1e12:,.3f}", "by XLA in the compiled program"),
+        ("tokens", f"{plan.tokens * c.train.steps:,}", f"in {c.train.steps:,} steps"),
+    ]
+    return [row for row in rows if plan.average_bytes or row[0] != "the average's"]
 
 
 def megabytes(size: int) -> str:
