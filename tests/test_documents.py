@@ -86,9 +86,9 @@ def test_every_command_of_the_readme_works(tmp_path, monkeypatch, capsys):
     for words in commands():
         assert run(words) == 0, (words, capsys.readouterr().err)
         names.add(Path(words[0]).name)
-    assert names == {"train.py", "sample.py", "evaluate.py", "compare.py"}
+    assert names == {"train.py", "sample.py", "evaluate.py", "compare.py", "prepare.py"}
     assert {path.name for path in Path("runs").iterdir()} == {
-        *("tiny", "mine", "long", "small"),
+        *("tiny", "mine", "bpe", "big", "long", "small"),
         *("play.txt", "compare.png"),
     }
     assert Path("runs/play.txt").stat().st_size > 2000
