@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from gpt_jax import corpus, data, play, sharding
+from gpt_jax import corpus, data, play, sharding, shards
 from gpt_jax.config import Config, UserError
 from gpt_jax.run_folder import Record, check_same_corpus, matching_tokenizer, write_record
 from gpt_jax.tokenizer import Tokenizer, absolute_kind, make_tokenizer
@@ -60,6 +60,7 @@ class Run:
         windows_BW = data.train_batch(
             self.train_tokens, c.model.block_size, c.train.batch_size, c.train.seed, step
         )
+        data.release(self.train_tokens)
         return self.layout.place(windows_BW)
 
     def evaluate(self, params: Any, poll: Callable[[], None] = lambda: None) -> float:
@@ -117,21 +118,23 @@ def prepare(
     """
     mesh = sharding.make_mesh(config.mesh, devices)
     layout = sharding.make_batch_layout(config, mesh)
-    text = _load_text(config, record)
-    tokenizer = _tokenizer(config, text, workdir, record)
-    tokens = tokenizer.encode(text.text)
-    train_tokens, val_tokens = data.split(tokens, config.data.val_fraction, config.model.block_size)
-    resolved = resolve(config, text.source, tokenizer.vocab_size, layout)
+    tokens = _load_tokens(config, workdir, record)
+    train_tokens, val_tokens = data.split(
+        tokens.ids, config.data.val_fraction, config.model.block_size
+    )
+    resolved = resolve(config, tokens.source, tokens.tokenizer.vocab_size, layout)
     if record is None:
         platform = devices[0].platform
         requested = corpus.absolute_source(config.data.corpus)
-        new = Record(resolved, requested, text.sha256, platform, len(devices), init_from=init_from)
-        write_record(workdir, new, tokenizer)
+        new = Record(
+            resolved, requested, tokens.sha256, platform, len(devices), init_from=init_from
+        )
+        write_record(workdir, new, tokens.tokenizer)
     abstract = abstract_state(resolved, mesh)
     return Run(
         config=resolved,
         workdir=workdir,
-        tokenizer=tokenizer,
+        tokenizer=tokens.tokenizer,
         train_tokens=train_tokens,
         val_tokens=val_tokens,
         layout=layout,
@@ -139,6 +142,22 @@ def prepare(
         train_step=jit_train_step(resolved, abstract, layout),
         eval_step=jit_eval_step(resolved, abstract, layout),
     )
+
+
+def _load_tokens(config: Config, workdir: Path, record: Record | None) -> shards.Tokens:
+    """The corpus as ids; for a run that goes on, the one it began with."""
+    if shards.is_prepared(config.data.corpus):
+        tokens = shards.load(config.data)
+        if record is not None:
+            check_same_corpus(tokens.sha256, record, workdir)
+        return tokens
+    text = _load_text(config, record)
+    if record is None:
+        tokenizer = _new_tokenizer(config, text.text)
+    else:
+        check_same_corpus(text.sha256, record, workdir)
+        tokenizer = matching_tokenizer(workdir, record.config)
+    return shards.Tokens(text.source, text.sha256, tokenizer, tokenizer.encode(text.text))
 
 
 def _load_text(config: Config, record: Record | None) -> corpus.Corpus:
@@ -150,15 +169,6 @@ def _load_text(config: Config, record: Record | None) -> corpus.Corpus:
             raise
         print(f"note: {error}; this run uses the built-in play", file=sys.stderr)
         return corpus.load_corpus("builtin")
-
-
-def _tokenizer(
-    config: Config, text: corpus.Corpus, workdir: Path, record: Record | None
-) -> Tokenizer:
-    if record is None:
-        return _new_tokenizer(config, text.text)
-    check_same_corpus(text.sha256, record, workdir)
-    return matching_tokenizer(workdir, record.config)
 
 
 def _new_tokenizer(config: Config, text: str) -> Tokenizer:
@@ -178,6 +188,8 @@ def vocabulary_size(config: Config) -> int:
     """
     if config.model.vocab_size:
         return config.model.vocab_size
+    if shards.is_prepared(config.data.corpus):
+        return shards.load(config.data).tokenizer.vocab_size
     made = config.data.tokenizer in ("char", "bpe")
     return _new_tokenizer(config, _load_text(config, None).text if made else "").vocab_size
 

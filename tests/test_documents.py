@@ -90,9 +90,11 @@ def test_every_command_of_the_readme_works(tmp_path, monkeypatch, capsys):
     for words in commands(README):
         assert run(words) == 0, (words, capsys.readouterr().err)
         names.add(Path(words[0]).name)
-    assert names == {"train.py", "sample.py", "evaluate.py", "compare.py", "export.py"}
+    assert names == {
+        *("train.py", "sample.py", "evaluate.py", "compare.py", "prepare.py", "export.py"),
+    }
     assert {path.name for path in Path("runs").iterdir()} == {
-        *("tiny", "mine", "long", "small", "gpt2"),
+        *("tiny", "mine", "bpe", "big", "long", "small", "gpt2"),
         *("play.txt", "compare.png", "exported"),
     }
     assert Path("runs/play.txt").stat().st_size > 2000
