@@ -79,7 +79,7 @@ def test_configdict_is_locked():
         ("optimizer", "grad_clip", -1.0),
         ("train", "seed", -1),
         ("train", "seed", 2**31),
-        ("train", "steps", 0),
+        ("train", "steps", -1),
         ("train", "batch_size", 0),
         ("train", "microbatch_size", -1),
         ("train", "log_every", 0),
