@@ -225,9 +225,8 @@ def finish(run: Run, state: TrainState, monitor: Monitor, asked: Interruption) -
     loss = entries[-1]["val/loss"]
     loss = math.nan if loss is None else loss  # JSON has no NaN.
     monitor.say(
-        f"held-out loss {loss:.4f} nats per token, {run.bits_per_byte(loss):.4f} bits per byte "
-        f"(tutorial_estimate {run.tutorial_estimate(state.evaluated):.4f}: to compare with the "
-        "tutorial, nothing else)"
+        f"held-out loss {loss:.4f} nats per token, {run.bits_per_byte(loss):.4f} bits per byte"
+        + _estimate(run.tutorial_estimate(state.evaluated))
     )
     prompt = sampling.known_prompt(run.tokenizer, run.config.sample.prompt)
     if prompt != run.config.sample.prompt:
@@ -237,6 +236,12 @@ def finish(run: Run, state: TrainState, monitor: Monitor, asked: Interruption) -
     path.parent.mkdir(exist_ok=True)
     path.write_text(text + "\n", encoding="utf-8")
     monitor.say(f"a sample at temperature {run.config.sample.temperature}:\n\n{text}")
+
+
+def _estimate(loss: float | None) -> str:
+    if loss is None:
+        return ""
+    return f" (tutorial_estimate {loss:.4f}: to compare with the tutorial, nothing else)"
 
 
 def _sample(run: Run, state: TrainState, prompt: str, asked: Interruption) -> str:
