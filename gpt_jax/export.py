@@ -5,6 +5,7 @@
 Neither transformers nor torch is needed.
 """
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -19,8 +20,12 @@ from gpt_jax.config import GPTConfig, UserError
 from gpt_jax.layers import INIT_STDDEV
 from gpt_jax.tokenizer import BPETokenizer, CharTokenizer, Tokenizer
 
-# What GPT-2 has not, and the only value of each that can be exported.
-PLAIN = {"position": "learned", "norm": "layer", "qk_norm": False, "logit_softcap": 0.0}
+# Settings that may have any value, or are checked by themselves. Every other one must be at its
+# default, where our model is a GPT-2: so a new one is refused until somebody adds it here.
+EXPORTED = {
+    *("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "n_inner", "n_kv_head"),
+    *("bias", "qkv_bias", "tie_embeddings", "activation", "dropout", "zero_init", "matmul_dtype"),
+}
 BYTES_AND_END = 257
 ACTIVATIONS = {ours: theirs for theirs, ours in gpt2.ACTIVATIONS.items()}
 
@@ -60,9 +65,9 @@ def _check_free(out: Path) -> None:
 
 def _check_shape(workdir: Path, config: GPTConfig) -> None:
     unlike = [
-        f"model.{name} = {getattr(config, name)!r}"
-        for name, plain in PLAIN.items()
-        if getattr(config, name) != plain
+        f"model.{field.name} = {getattr(config, field.name)!r}"
+        for field in dataclasses.fields(config)
+        if field.name not in EXPORTED and getattr(config, field.name) != field.default
     ]
     if config.kv_heads != config.n_head:
         unlike.append(f"model.n_kv_head = {config.n_kv_head}")

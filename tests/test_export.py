@@ -1,5 +1,6 @@
 """Exported models: the same numbers on the way back, and in transformers if that is installed."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -78,6 +79,10 @@ def test_a_step_can_be_chosen_and_the_folder_must_be_new(trained, tmp_path):
 def test_what_is_no_gpt2_is_refused_with_all_reasons(trained, tmp_path):
     llama = {"position": "rotary", "norm": "rms", "qk_norm": True, "activation": "swiglu"}
     llama |= {"n_kv_head": 1, "logit_softcap": 15.0}
+    fields = {field.name: field.default for field in dataclasses.fields(GPTConfig)}
+    switches = {name for name, default in fields.items() if default is False} - export.EXPORTED
+    llama |= dict.fromkeys(switches, True)
+    assert fields.keys() - export.EXPORTED <= llama.keys()
     model = gpt_jax.load(trained)
     object.__setattr__(model, "config", model.config.with_values("model", **llama))
     with pytest.raises(UserError) as error:
