@@ -5,13 +5,12 @@ Sizes of the state are those of its shapes; the rest is what XLA says of the com
 
 import dataclasses
 import math
-from pathlib import Path
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
-from gpt_jax import pretrained, sharding
+from gpt_jax import sharding
 from gpt_jax.config import Config, GPTConfig
 from gpt_jax.run import resolve, vocabulary_size
 from gpt_jax.train_step import abstract_state, jit_train_step
@@ -46,19 +45,15 @@ class Plan:
     counted_flops: float
 
 
-def plan(config: Config, init_from: str = "") -> Plan:
+def plan(config: Config) -> Plan:
     """Lays out and compiles the training step, and allocates nothing.
 
     The corpus is read only where its characters or byte pairs make the vocabulary, and
     `model.vocab_size` does not give it.
 
-    Args:
-      init_from: as in `training.train`.
-
     Raises:
-      UserError: for a layout, a folder or a corpus that cannot serve.
+      UserError: for a layout or a corpus that cannot serve.
     """
-    config = pretrained.configured(config, init_from, None, Path())
     devices = sharding.start_devices(config.mesh, config.train.batch_size)
     mesh = sharding.make_mesh(config.mesh, devices)
     layout = sharding.make_batch_layout(config, mesh)

@@ -105,13 +105,15 @@ def show_settings() -> None:
 
 def show_plan(config: Config, init_from: str) -> None:
     """Prints what training would take, and touches no folder."""
+    from gpt_jax import pretrained
     from gpt_jax.compilation import set_up_compiler
     from gpt_jax.plan import plan
 
+    config = pretrained.configured(config, init_from, None, Path())
     set_up_compiler()  # Training then finds the step compiled.
     command_line.tell("compiling the training step")
     table = Table("figure", Column("", justify="right"), "meaning", box=None)
-    for row in plan_rows(plan(config, init_from)):
+    for row in plan_rows(plan(config)):
         table.add_row(*row)
     command_line.ResultConsole().print(table)
 

@@ -74,12 +74,9 @@ def test_the_vocabulary_is_read_where_it_is_not_given(small, unread, text_file):
         plan(unknown)
 
 
-def test_weights_to_begin_from_give_the_shape(unread):
-    with pytest.raises(UserError, match=r"model.block_size = 16, there 24"):
-        plan(unread, str(GPT2_TINY))
-
-
-def test_the_command_shows_a_table_and_makes_no_folder(tmp_path, monkeypatch, capsys):
+def test_the_command_shows_a_table_of_the_weights_it_begins_from_and_makes_no_folder(
+    tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     config = f"--config={ROOT / 'configs' / 'tiny.py'}"
     flags = ["--config.train.batch_size=8", "--config.mesh.cpu_devices=1", "--plan"]
