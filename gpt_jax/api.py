@@ -61,11 +61,13 @@ def _token_losses(config: GPTConfig, params: Any, windows_NW: jax.Array) -> jax.
     return token_losses(GPT(config), params, windows_NW)
 
 
-@functools.partial(jax.jit, static_argnames="config")
-def _chances(config: GPTConfig, params: Any, window_T: jax.Array, length: int) -> jax.Array:
+@functools.partial(jax.jit, static_argnames=("config", "n_tokens"))
+def _chances(
+    config: GPTConfig, params: Any, window_T: jax.Array, length: int, n_tokens: int
+) -> jax.Array:
     config = dataclasses.replace(config, matmul_dtype="float32")  # As texts are drawn.
     logits_1TV = cast(jax.Array, GPT(config).apply({"params": params}, window_T[None]))
-    return jax.nn.softmax(logits_1TV[0, length - 1])
+    return jax.nn.softmax(logits_1TV[0, length - 1, :n_tokens])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -184,7 +186,10 @@ class TrainedModel:
     ) -> Iterator[list[str]]:
         yield [chosen.prompt] * len(texts)
         params = self.params if len(texts) == 1 else self._params_everywhere
-        drawn = sampling.stream(self.config.model, params, ids, chosen, seed, len(texts), piece)
+        drawn = sampling.stream(
+            self.config.model, params, ids, chosen, seed, len(texts), piece,
+            self.tokenizer.vocab_size,
+        )  # fmt: skip
         for new_BT in drawn:
             yield [text.add(new_T) for text, new_T in zip(texts, new_BT, strict=True)]
             if all(text.stopped for text in texts):
@@ -251,6 +256,9 @@ class TrainedModel:
         size = self.config.model.block_size
         ids = sampling.encode_prompt(self.tokenizer, prompt)[-size:]
         window_T = np.pad(ids, (0, size - len(ids)))
-        chances_V = np.asarray(_chances(self.config.model, self.params, window_T, len(ids)))
+        n_tokens = self.tokenizer.vocab_size  # The model's vocabulary may be padded.
+        chances_V = np.asarray(
+            _chances(self.config.model, self.params, window_T, len(ids), n_tokens)
+        )
         order = np.argsort(-chances_V, kind="stable")
         return [(self.tokenizer.decode([i]), float(chances_V[i])) for i in order]

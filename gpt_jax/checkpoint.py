@@ -158,7 +158,7 @@ class Checkpoints:
         Raises:
           UserError: when it is not, and could not be.
         """
-        if self.latest_step != step:
+        if step not in [saved.step for saved in self.all()]:
             raise UserError(
                 f"step {step} is not in {self._folder}, its save failed: see to the folder, then "
                 f"the same command goes on from step {self.latest_step}"

@@ -15,12 +15,14 @@ from ml_collections import ConfigDict
 from gpt_jax.setting import (
     ANY,
     BELOW_ONE,
+    BPE_SIZE,
     FILLED,
     INSIDE_ONE,
     NOT_NEGATIVE,
     POSITIVE,
     REST_OR_POSITIVE,
     SEED,
+    TOKENIZER,
     UP_TO_256,
     UP_TO_1000,
     UP_TO_ONE,
@@ -37,7 +39,9 @@ class GPTConfig(Section):
 
     SECTION: ClassVar[str] = "model"
 
-    vocab_size: int = setting(0, NOT_NEGATIVE, "distinct tokens; 0 = as many as the tokenizer has")
+    vocab_size: int = setting(
+        0, NOT_NEGATIVE, "ids; 0 = as many as the tokenizer has; more: padded"
+    )
     block_size: int = setting(128, POSITIVE, "context length, in tokens")
     n_layer: int = setting(4, UP_TO_256, "blocks")  # Describing 1,000 takes a minute.
     n_head: int = setting(4, POSITIVE, "attention heads per block; must divide n_embd")
@@ -105,12 +109,11 @@ class DataConfig(Section):
     corpus: str = setting(
         "tinyshakespeare",
         FILLED,
-        "tinyshakespeare, builtin, or a file, folder or glob of UTF-8 text",
+        "tinyshakespeare, builtin, a file, folder or glob of UTF-8 text, or a prepared corpus",
     )
-    tokenizer: str = setting("char", one_of("char", "byte"), "what a token is")
-    val_fraction: float = setting(
-        0.1, INSIDE_ONE, "share of the text, at its end, that is held out"
-    )
+    tokenizer: str = setting("char", TOKENIZER, "what a token is; a prepared corpus has its own")
+    bpe_vocab_size: int = setting(1024, BPE_SIZE, "most tokens of bpe, made of the training part")
+    val_fraction: float = setting(0.1, INSIDE_ONE, "share of the text, at its end, held out")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,7 +171,7 @@ class TrainConfig(Section):
     SECTION: ClassVar[str] = "train"
 
     seed: int = setting(0, SEED, "seed of parameters, batches and dropout")
-    steps: int = setting(3000, POSITIVE, "updates in the whole run")
+    steps: int = setting(3000, NOT_NEGATIVE, "updates in the whole run; 0 = only evaluate")
     batch_size: int = setting(32, POSITIVE, "windows of text per update, over all devices")
     microbatch_size: int = setting(0, NOT_NEGATIVE, "windows at a time on one device; 0 = chosen")
     log_every: int = setting(10, POSITIVE, "steps between lines of metrics.jsonl")
@@ -250,7 +253,7 @@ class Config:
     mesh: MeshConfig = MeshConfig()
 
     def __post_init__(self) -> None:
-        if self.optimizer.warmup_steps > self.train.steps:
+        if self.optimizer.warmup_steps > self.train.steps > 0:
             raise UserError(
                 f"train.steps = {self.train.steps} ends before optimizer.warmup_steps = "
                 f"{self.optimizer.warmup_steps} are over: train longer or warm up for fewer steps"

@@ -13,8 +13,10 @@ import os
 import sys
 import time
 import urllib.request
+from collections.abc import Iterable, Iterator
 from http.client import HTTPException
 from pathlib import Path
+from typing import BinaryIO
 
 from gpt_jax import play
 from gpt_jax.files import replacing
@@ -27,6 +29,7 @@ TINY_SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca
 TINY_SHAKESPEARE_BYTES = 1_115_394
 TIMEOUT_SECONDS = 10
 ATTEMPTS = 3
+BLOCK_BYTES = 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,14 +131,19 @@ def _download() -> bytes:
 
 
 def _read_files(source: str) -> str:
-    """The files of `source`, in the order of their names, joined by line breaks."""
-    text = "\n".join(_read_file(path) for path in _find_files(absolute_source(source), source))
+    text = "".join(text_blocks(find_files(source)))
     if not text:
         raise UserError(f"data.corpus = {source!r} is empty: give a text with something in it")
     return text
 
 
-def _find_files(path: str, source: str) -> list[Path]:
+def find_files(source: str) -> list[Path]:
+    """The files of a corpus: one, or those of a folder or glob in the order of their names.
+
+    Raises:
+      UserError: when there is none.
+    """
+    path = absolute_source(source)
     if os.path.isdir(path):
         found = sorted(file for file in Path(path).rglob("*.txt") if file.is_file())
         wanted = "a folder with .txt files"
@@ -148,18 +156,44 @@ def _find_files(path: str, source: str) -> list[Path]:
     return found
 
 
-def _read_file(path: Path) -> str:
-    """A file's characters, line ends untouched; a byte-order mark is no part of the text."""
+def text_blocks(files: Iterable[Path], start: int = 0) -> Iterator[str]:
+    """The text of some files, in blocks: joined by line breaks, line ends untouched.
+
+    A byte-order mark is no part of the text.
+
+    Args:
+      start: so many bytes of the text in UTF-8, whole characters, are left out.
+
+    Raises:
+      UserError: when a file cannot be read or is not UTF-8.
+    """
+    for number, path in enumerate(files):
+        if number:
+            yield "\n"[start:]
+            start = max(start - 1, 0)
+        try:
+            with path.open("rb") as file:
+                mark = len(codecs.BOM_UTF8) * (file.read(3) == codecs.BOM_UTF8)
+                skipped = min(start, file.seek(0, os.SEEK_END) - mark)
+                file.seek(mark + skipped)
+                yield from _decoded(file, path)
+                start -= skipped
+        except OSError as error:
+            raise UserError(
+                f"{path} cannot be read ({error.strerror}): check its permissions"
+            ) from error
+
+
+def _decoded(file: BinaryIO, path: Path) -> Iterator[str]:
+    """The rest of a file as text."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
     try:
-        content = path.read_bytes()
-        return content.removeprefix(codecs.BOM_UTF8).decode("utf-8")
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be read ({error.strerror}): check its permissions"
-        ) from error
+        while block := file.read(BLOCK_BYTES):
+            yield decoder.decode(block)
+        yield decoder.decode(b"", final=True)
     except UnicodeDecodeError as error:
-        start = error.start + len(content) - len(content.removeprefix(codecs.BOM_UTF8))
+        start = file.tell() - len(error.object) + error.start
         raise UserError(
-            f"{path} is not UTF-8: byte {content[start]:#04x} at offset {start} begins no "
-            "character; convert the file (iconv -t UTF-8)"
+            f"{path} is not UTF-8: byte {error.object[error.start]:#04x} at offset {start} begins "
+            "no character; convert the file (iconv -t UTF-8)"
         ) from error

@@ -23,6 +23,7 @@ class Evaluation:
       tokens: how many were predicted.
       loss: mean, in nats per token; perplexity: exp(loss).
       tutorial_estimate: the tutorial's own estimate of the loss, to compare with it, nothing else.
+        None where a token is no character.
       source_loss: what the built-in play's own grammar pays for the held-out text, in nats per
         character: no model can expect less. None for another corpus.
     """
@@ -33,7 +34,7 @@ class Evaluation:
     loss: float
     bits_per_byte: float
     perplexity: float
-    tutorial_estimate: float
+    tutorial_estimate: float | None
     source_loss: float | None
 
 

@@ -203,6 +203,11 @@ class Monitor:
         self._listener(entry)
         self._show(entry)
 
+    def tell_beginning(self, val_loss: float) -> None:
+        """Writes the line of step 0, the log's first, of a run that evaluates before it trains."""
+        self._path.write_bytes(b"")  # What a run wrote that was killed before it saved.
+        self.tell(0, dict.fromkeys(("loss", "lr", "grad_norm"), math.nan), val_loss)
+
     def lacks_evaluation(self, step: int) -> bool:
         """Whether the log ends with `step` and without its held-out loss."""
         return self._last_entry["step"] == step > 0 and "val/loss" not in self._last_entry
@@ -219,7 +224,9 @@ class Monitor:
         """Shows an entry beside the bar; prints evaluations and, without a bar, after a silence."""
         speed = f"  {entry['tokens_per_s']:,} tokens/s" if entry["tokens_per_s"] else ""
         left = duration(self._clock.seconds_left(self._last_step - entry["step"]))
-        progress = f"step {entry['step']}/{self._last_step}  train {entry['train/loss']:.4f}"
+        progress = f"step {entry['step']}/{self._last_step}"
+        if entry["step"]:
+            progress += f"  train {entry['train/loss']:.4f}"
         self._bar.update(self._task, description=f"{progress}{speed}  {left} left")
         silent_s = entry["elapsed_s"] - self._last_line_s
         if "val/loss" in entry or (silent_s > SILENCE_SECONDS and not self._console.is_terminal):

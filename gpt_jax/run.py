@@ -9,10 +9,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from gpt_jax import corpus, data, play, sharding
+from gpt_jax import corpus, data, play, sharding, shards
 from gpt_jax.config import Config, UserError
 from gpt_jax.run_folder import Record, check_same_corpus, matching_tokenizer, write_record
-from gpt_jax.tokenizer import Tokenizer, make_tokenizer
+from gpt_jax.tokenizer import CharTokenizer, Tokenizer, absolute_kind, make_tokenizer
 from gpt_jax.train_step import (
     TrainState,
     abstract_state,
@@ -60,6 +60,7 @@ class Run:
         windows_BW = data.train_batch(
             self.train_tokens, c.model.block_size, c.train.batch_size, c.train.seed, step
         )
+        data.release(self.train_tokens)
         return self.layout.place(windows_BW)
 
     def evaluate(self, params: Any, poll: Callable[[], None] = lambda: None) -> float:
@@ -69,8 +70,14 @@ class Run:
         """
         return self._mean_loss(data.evaluation_windows, params, poll)
 
-    def tutorial_estimate(self, params: Any) -> float:
-        """The tutorial's own estimate of it, from the first windows only, in nats per token."""
+    def tutorial_estimate(self, params: Any) -> float | None:
+        """The tutorial's own estimate of it, from the first windows only, in nats per character.
+
+        None for other tokens: there is nothing to compare it with, and of a GPT-2 its 1600 windows
+        take an hour of a CPU.
+        """
+        if not isinstance(self.tokenizer, CharTokenizer):
+            return None
         return self._mean_loss(data.tutorial_windows, params)
 
     def _mean_loss(
@@ -97,34 +104,43 @@ class Run:
         return play.source_loss(len(self.train_tokens))
 
 
-def prepare(config: Config, workdir: Path, record: Record | None, devices: list[jax.Device]) -> Run:
+def prepare(
+    config: Config,
+    workdir: Path,
+    record: Record | None,
+    devices: list[jax.Device],
+    init_from: str = "",
+) -> Run:
     """Lays out the devices, reads the text, makes all choices and, for a new run, records them.
 
     Args:
       workdir: the run's folder, absolute.
       record: what the run in `workdir` was started with; None for a new run.
       devices: of which the mesh is made, see `sharding.start_devices`.
+      init_from: folder of the weights that a new run begins from, see pretrained.py.
 
     Raises:
       UserError: for a corpus, layout or folder that cannot serve.
     """
     mesh = sharding.make_mesh(config.mesh, devices)
     layout = sharding.make_batch_layout(config, mesh)
-    text = _load_text(config, record)
-    tokenizer = _tokenizer(config, text, workdir, record)
-    tokens = tokenizer.encode(text.text)
-    train_tokens, val_tokens = data.split(tokens, config.data.val_fraction, config.model.block_size)
-    resolved = _resolve(config, text.source, tokenizer.vocab_size, layout)
+    tokens = _load_tokens(config, workdir, record)
+    train_tokens, val_tokens = data.split(
+        tokens.ids, config.data.val_fraction, config.model.block_size
+    )
+    resolved = resolve(config, tokens.source, tokens.tokenizer.vocab_size, layout)
     if record is None:
         platform = devices[0].platform
         requested = corpus.absolute_source(config.data.corpus)
-        new = Record(resolved, requested, text.sha256, platform, len(devices))
-        write_record(workdir, new, tokenizer)
+        new = Record(
+            resolved, requested, tokens.sha256, platform, len(devices), init_from=init_from
+        )
+        write_record(workdir, new, tokens.tokenizer)
     abstract = abstract_state(resolved, mesh)
     return Run(
         config=resolved,
         workdir=workdir,
-        tokenizer=tokenizer,
+        tokenizer=tokens.tokenizer,
         train_tokens=train_tokens,
         val_tokens=val_tokens,
         layout=layout,
@@ -132,6 +148,22 @@ def prepare(config: Config, workdir: Path, record: Record | None, devices: list[
         train_step=jit_train_step(resolved, abstract, layout),
         eval_step=jit_eval_step(resolved, abstract, layout),
     )
+
+
+def _load_tokens(config: Config, workdir: Path, record: Record | None) -> shards.Tokens:
+    """The corpus as ids; for a run that goes on, the one it began with."""
+    if shards.is_prepared(config.data.corpus):
+        tokens = shards.load(config.data)
+        if record is not None:
+            check_same_corpus(tokens.sha256, record, workdir)
+        return tokens
+    text = _load_text(config, record)
+    if record is None:
+        tokenizer = _new_tokenizer(config, text.text)
+    else:
+        check_same_corpus(text.sha256, record, workdir)
+        tokenizer = matching_tokenizer(workdir, record.config)
+    return shards.Tokens(text.source, text.sha256, tokenizer, tokenizer.encode(text.text))
 
 
 def _load_text(config: Config, record: Record | None) -> corpus.Corpus:
@@ -145,28 +177,51 @@ def _load_text(config: Config, record: Record | None) -> corpus.Corpus:
         return corpus.load_corpus("builtin")
 
 
-def _tokenizer(
-    config: Config, text: corpus.Corpus, workdir: Path, record: Record | None
-) -> Tokenizer:
-    if record is None:
-        return make_tokenizer(config.data.tokenizer, text.text)
-    check_same_corpus(text.sha256, record, workdir)
-    return matching_tokenizer(workdir, record.config)
+def _new_tokenizer(config: Config, text: str) -> Tokenizer:
+    """Merges of byte pairs are made of the training part alone, cut by characters (by tokens it
+    ends some thousandths of the text before or after that)."""
+    c = config.data
+    if c.tokenizer == "bpe":
+        text = text[: int(len(text) * (1 - c.val_fraction))]
+    return make_tokenizer(c.tokenizer, [text], c.bpe_vocab_size)
 
 
-def _resolve(config: Config, source: str, vocab_size: int, layout: sharding.BatchLayout) -> Config:
-    """The configuration with every choice made."""
-    if config.model.vocab_size not in (0, vocab_size):
+def vocabulary_size(config: Config) -> int:
+    """How many ids the model of a new run has; reads the corpus only where it makes them.
+
+    Raises:
+      UserError: as `prepare`.
+    """
+    if config.model.vocab_size:
+        return config.model.vocab_size
+    if shards.is_prepared(config.data.corpus):
+        return shards.load(config.data).tokenizer.vocab_size
+    made = config.data.tokenizer in ("char", "bpe")
+    return _new_tokenizer(config, _load_text(config, None).text if made else "").vocab_size
+
+
+def resolve(config: Config, source: str, vocab_size: int, layout: sharding.BatchLayout) -> Config:
+    """The configuration with every choice made.
+
+    Args:
+      source: where the corpus was found; vocab_size: of the tokenizer.
+
+    Raises:
+      UserError: for a vocabulary of the model that is smaller.
+    """
+    if 0 < config.model.vocab_size < vocab_size:
         raise UserError(
             f"model.vocab_size = {config.model.vocab_size}, but the tokenizer has {vocab_size} "
-            "tokens: leave it at 0"
+            "tokens: leave it at 0, or give a larger number for tables padded to it"
         )
     mesh, dtype = layout.sharding.mesh, config.model.matmul_dtype
     device = mesh.devices.flat[0]
     if dtype == "auto":
         dtype = sharding.best_matmul_dtype(device)
     cpu_devices = mesh.size if device.platform == "cpu" else 0
-    config = config.with_values("model", vocab_size=vocab_size, matmul_dtype=dtype)
-    config = config.with_values("data", corpus=source)
+    padded = max(config.model.vocab_size, vocab_size)
+    config = config.with_values("model", vocab_size=padded, matmul_dtype=dtype)
+    kind = absolute_kind(config.data.tokenizer)
+    config = config.with_values("data", corpus=source, tokenizer=kind)
     config = config.with_values("train", microbatch_size=layout.rows_per_device)
     return config.with_values("mesh", cpu_devices=cpu_devices, data=mesh.shape["data"])

@@ -17,7 +17,7 @@ from gpt_jax.config import Config, UserError, check_field
 from gpt_jax.corpus import absolute_source
 from gpt_jax.files import check_links, replacing
 from gpt_jax.setting import ANY, checked
-from gpt_jax.tokenizer import Tokenizer, load_tokenizer, save_tokenizer
+from gpt_jax.tokenizer import Tokenizer, absolute_kind, load_tokenizer, save_tokenizer
 
 FORMAT = 1
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -36,7 +36,8 @@ FIXED = {
         for field in dataclasses.fields(Config().model)
         if field.name not in ("dropout", "matmul_dtype")
     ),
-    *("optimizer.name", "optimizer.average_decay", "data.corpus", "data.tokenizer"),
+    *("optimizer.name", "optimizer.average_decay"),
+    *("data.corpus", "data.tokenizer", "data.bpe_vocab_size"),
 }
 # What may differ when a run goes on. A sample or a log changes nothing; another layout over devices
 # changes the order of float32 sums: losses agree within 1e-5, bits only on the same devices.
@@ -68,6 +69,7 @@ class Record:
       platform, devices: kind and number of devices.
       changes: what was deliberately changed when the run went on: at which step, of which field,
         its old and its new value.
+      init_from: the folder whose weights it began from, absolute; empty = random ones.
     """
 
     config: Config
@@ -76,6 +78,7 @@ class Record:
     platform: str
     devices: int
     changes: tuple[dict[str, Any], ...] = ()
+    init_from: str = ""
 
 
 def read_record(workdir: Path) -> Record | None:
@@ -106,10 +109,11 @@ def matching_tokenizer(workdir: Path, config: Config) -> Tokenizer:
     """The run's tokenizer.
 
     Raises:
-      UserError: when it cannot be read, or has another size than the model's vocabulary.
+      UserError: when it cannot be read, or has more tokens than the model's vocabulary, which may
+        be padded.
     """
     tokenizer = load_tokenizer(workdir / "tokenizer.json")
-    if tokenizer.vocab_size != config.model.vocab_size:
+    if tokenizer.vocab_size > config.model.vocab_size:
         raise UserError(
             f"{workdir / 'tokenizer.json'} has {tokenizer.vocab_size} tokens, the model of "
             f"config.json {config.model.vocab_size}: restore the file the run began with"
@@ -178,6 +182,7 @@ def _parse_record(content: Any) -> Record:
         platform=checked("devices.platform", devices["platform"], str, ANY),
         devices=checked("devices.count", devices["count"], int, ANY),
         changes=tuple(map(dict, content.get("changes", ()))),  # Runs of before have none.
+        init_from=checked("init_from", content.get("init_from", ""), str, ANY),
     )
 
 
@@ -193,6 +198,7 @@ def write_record(workdir: Path, record: Record, tokenizer: Tokenizer) -> None:
         "corpus": {"requested": record.requested_corpus, "sha256": record.corpus_sha256},
         "devices": {"platform": record.platform, "count": record.devices},
         "changes": list(record.changes),
+        "init_from": record.init_from,
         "versions": {name: metadata.version(name) for name in PACKAGES},
     }
     try:
@@ -212,6 +218,7 @@ def with_recorded_choices(config: Config, record: Record) -> Config:
         if getattr(getattr(config, section), name) == undecided:
             chosen = getattr(getattr(record.config, section), name)
             config = config.with_values(section, **{name: chosen})
+    config = config.with_values("data", tokenizer=absolute_kind(config.data.tokenizer))
     if absolute_source(config.data.corpus) == record.requested_corpus:
         config = config.with_values("data", corpus=record.config.data.corpus)
     return config

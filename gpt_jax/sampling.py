@@ -97,7 +97,7 @@ def fill(
 # one sequence takes 145 us a token and not 174, and 64 take 4.0 ms and not 4.5.
 @partial(
     jax.jit,
-    static_argnames=("config", "top_k"),
+    static_argnames=("config", "top_k", "n_tokens"),
     donate_argnames="cache",
     compiler_options={"xla_cpu_enable_concurrency_optimized_scheduler": False},
 )
@@ -112,6 +112,7 @@ def extend(
     temperature: jax.Array,
     top_k: int,
     top_p: jax.Array,
+    n_tokens: int,
 ) -> tuple[jax.Array, Cache]:
     """Draws `count` tokens after `last_B`, which stands at position `start` of the window.
 
@@ -119,6 +120,7 @@ def extend(
       cache: of the tokens before it; donated.
       count: at most T - start.
       u_BT: uniform numbers, that of the token drawn after position t at t.
+      n_tokens: the ids below it can be drawn; see `stream`.
 
     Returns: the ids, shape (B, T) of which `count` columns count, and the cache.
     """
@@ -130,7 +132,7 @@ def extend(
         logits_B1V, cache = _decode(config, params, last_B[:, None], cache, start + i)
         u_B = lax.dynamic_index_in_dim(u_BT, start + i, 1, keepdims=False)
         sample = jax.vmap(sample_token, (0, 0, None, None, None))
-        last_B = sample(logits_B1V[:, 0], u_B, temperature, top_k, top_p)
+        last_B = sample(logits_B1V[:, 0, :n_tokens], u_B, temperature, top_k, top_p)
         return last_B, cache, lax.dynamic_update_slice_in_dim(new_BT, last_B[:, None], i, 1)
 
     new_BT = jnp.zeros_like(u_BT, jnp.int32)
@@ -163,6 +165,7 @@ def stream(
     seed: int,
     num_samples: int = 1,
     piece: int = 0,
+    n_tokens: int = 0,
 ) -> Iterator[np.ndarray]:
     """The ids that follow the prompt in each sample, as they are drawn.
 
@@ -173,6 +176,8 @@ def stream(
       params: on one device, or whole on each device of a mesh: then these share the samples.
       options: all but `prompt` is heeded.
       piece: most tokens at a time; 0 = as many as the window has room for.
+      n_tokens: the ids below it can be drawn, those the tokenizer knows: the vocabulary of a model
+        may be padded, its tables longer. 0 = all.
 
     Yields: arrays of shape (B, tokens), `options.max_new_tokens` tokens in all.
     """
@@ -193,7 +198,7 @@ def stream(
         count = min(count, piece or count)
         new_BT, cache = extend(
             config, params, cache, place(window[:, -1]), start, count, u_BT,
-            options.temperature, options.top_k, options.top_p,
+            options.temperature, options.top_k, options.top_p, n_tokens or config.vocab_size,
         )  # fmt: skip
         new = np.asarray(new_BT)[:, :count]
         yield new[:num_samples]

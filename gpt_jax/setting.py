@@ -33,6 +33,8 @@ UP_TO_ONE = Rule("in (0, 1]", lambda x: 0 < x <= 1)
 UP_TO_256 = Rule("1 to 256", lambda x: 1 <= x <= 256)
 UP_TO_1000 = Rule("0 to 1000", lambda x: 0 <= x <= 1000)
 SEED = Rule("0 to 2**31 - 1", lambda x: 0 <= x < 2**31)
+TOKENIZER = Rule("char, byte, bpe, or a path to a tokenizer.json or its folder", FILLED.holds)
+BPE_SIZE = Rule("257 or more: all bytes and the end of a text", lambda x: x >= 257)
 REST_OR_POSITIVE = Rule("above 0, or -1 for the rest", lambda x: x > 0 or x == -1)
 
 

@@ -1,4 +1,4 @@
-"""Text <-> token ids: characters or bytes. Saved and loaded as JSON.
+"""Text <-> token ids: characters, bytes or byte pairs. Saved and loaded as JSON.
 
 An id array is one-dimensional, of `token_dtype(vocab_size)`. Encoding then decoding gives the text
 back exactly. A tokenizer belongs to its run: it is stored there and never guessed from a corpus.
@@ -6,15 +6,21 @@ back exactly. A tokenizer belongs to its run: it is stored there and never guess
 
 import codecs
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from gpt_jax import bpe
+from gpt_jax.files import replacing
 from gpt_jax.setting import UserError
 
 Ids = np.ndarray | list[int]
+NAMES = ("char", "byte", "bpe")
+ENCODED_AT_ONCE = 2**20  # Characters: the library takes some 100 bytes for each token of them.
+COUNTED_AT_ONCE = 2**20  # Ids.
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -83,7 +89,7 @@ class CharTokenizer:
         return lambda ids, final: self.decode(ids)
 
     def count_bytes(self, ids: np.ndarray) -> int:
-        return len(self.decode(ids).encode("utf-8"))
+        return _total([len(character.encode("utf-8")) for character in self.characters], ids)
 
     def to_dict(self) -> dict[str, Any]:
         return {"type": "char", "characters": self.characters}
@@ -95,21 +101,14 @@ class ByteTokenizer:
     vocab_size = 256
 
     def encode(self, text: str) -> np.ndarray:
-        try:
-            return np.frombuffer(text.encode("utf-8"), np.uint8)
-        except UnicodeEncodeError as error:
-            raise UserError(
-                f"character {text[error.start]!r} at position {error.start} is half of a pair and "
-                "no character by itself: leave it out"
-            ) from None
+        return np.frombuffer(_utf8(text), np.uint8)
 
     def decode(self, ids: Ids) -> str:
         """Bytes that are not UTF-8 (a sample may stop inside a character) become U+FFFD."""
-        return bytes(np.asarray(ids, np.uint8)).decode("utf-8", errors="replace")
+        return self.decoder()(ids, True)
 
     def decoder(self) -> Callable[[Ids, bool], str]:
-        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        return lambda ids, final: decoder.decode(bytes(np.asarray(ids, np.uint8)), final)
+        return _text_of(lambda ids: bytes(np.asarray(ids, np.uint8)))
 
     def count_bytes(self, ids: np.ndarray) -> int:
         return len(ids)
@@ -118,21 +117,113 @@ class ByteTokenizer:
         return {"type": "byte"}
 
 
+class BPETokenizer:
+    """One id per run of bytes that often stand together, see bpe.py; knows every text."""
+
+    def __init__(self, content: dict[str, Any]) -> None:
+        """`content`: the JSON of the library tokenizers. Raises ValueError for what it is not."""
+        self._library = bpe.parse(content)
+        self._content = content
+        self._bytes = bpe.token_bytes(self._library)
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self._bytes)
+
+    def encode(self, text: str) -> np.ndarray:
+        _utf8(text)
+        parts = [np.zeros(0, token_dtype(self.vocab_size))]
+        for piece in bpe.pieces([text], ENCODED_AT_ONCE):
+            shares = list(bpe.pieces([piece]))  # The cores share them.
+            encoded = self._library.encode_batch_fast(shares, add_special_tokens=False)
+            parts += [np.array(share.ids, parts[0].dtype) for share in encoded]
+        return np.concatenate(parts)
+
+    def decode(self, ids: Ids) -> str:
+        """Bytes that are not UTF-8 (a sample may stop inside a character) become U+FFFD."""
+        return self.decoder()(ids, True)
+
+    def decoder(self) -> Callable[[Ids, bool], str]:
+        return _text_of(lambda ids: b"".join(self._bytes[i] for i in ids))
+
+    def count_bytes(self, ids: np.ndarray) -> int:
+        return _total([len(token) for token in self._bytes], ids)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"type": "bpe", "tokenizer": self._content}
+
+
+def _text_of(to_bytes: Callable[[Ids], bytes]) -> Callable[[Ids, bool], str]:
+    """The decoder of a tokenizer whose ids are bytes: it holds back half a character."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    return lambda ids, final: decoder.decode(to_bytes(ids), final)
+
+
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"character {text[error.start]!r} at position {error.start} is half of a pair and "
+            "no character by itself: leave it out"
+        ) from None
+
+
+def _total(of_ids: list[int], ids: np.ndarray) -> int:
+    """The sum of `of_ids[i]` over many ids, some at a time: they may be memory-mapped."""
+    table, starts = np.array(of_ids), range(0, len(ids), COUNTED_AT_ONCE)
+    return sum(int(table[ids[start : start + COUNTED_AT_ONCE]].sum()) for start in starts)
+
+
 def _code_points(text: str) -> np.ndarray:
     # "surrogatepass": a prompt from the command line can hold lone surrogates; they are refused
     # later, by name, like any other unknown character.
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
 
 
-def make_tokenizer(kind: str, text: str) -> Tokenizer:
-    """The tokenizer that `data.tokenizer = kind` asks for; `text` gives it its vocabulary."""
-    return ByteTokenizer() if kind == "byte" else CharTokenizer(text)
+def make_tokenizer(kind: str, texts: Iterable[str], bpe_vocab_size: int) -> Tokenizer:
+    """The tokenizer that `data.tokenizer = kind` asks for.
+
+    Args:
+      texts: parts of the text that gives the vocabulary of "char" and the merges of "bpe".
+      bpe_vocab_size: most tokens of "bpe".
+
+    Raises:
+      UserError: for a path where there is no tokenizer, or a library that is missing.
+    """
+    if kind == "byte":
+        return ByteTokenizer()
+    if kind == "char":
+        return CharTokenizer("".join({c for text in texts for c in set(text)}))
+    if kind == "bpe":
+        return BPETokenizer(bpe.train(texts, bpe_vocab_size))
+    return _local_tokenizer(kind)
+
+
+def absolute_kind(kind: str) -> str:
+    """`data.tokenizer` as it is recorded: a path made absolute, a name as it is."""
+    return kind if kind in NAMES else os.path.abspath(os.path.expanduser(kind))
+
+
+def _local_tokenizer(kind: str) -> Tokenizer:
+    """Of a file or folder: a run's (or a prepared corpus's), or in the library's format."""
+    path = Path(absolute_kind(kind))
+    if not path.exists():
+        raise UserError(
+            f"data.tokenizer = {kind!r} is not char, byte or bpe, and there is no such file or "
+            f"folder ({path}): give one of these, or {bpe.WANTED}"
+        )
+    file = path / "tokenizer.json" if path.is_dir() else path
+    if file.exists() and b'"format"' in file.read_bytes()[:20]:  # As `save_tokenizer` begins.
+        return load_tokenizer(file)
+    return BPETokenizer(bpe.read(path))
 
 
 def save_tokenizer(tokenizer: Tokenizer, path: Path) -> None:
-    """Writes the tokenizer to a JSON file."""
+    """Writes the tokenizer to a JSON file, as a whole."""
     content = {"format": 1, **tokenizer.to_dict()}
-    path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    with replacing(path) as file:
+        file.write((json.dumps(content, ensure_ascii=False, indent=2) + "\n").encode("utf-8"))
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
@@ -149,6 +240,10 @@ def load_tokenizer(path: Path) -> Tokenizer:
         if kind == (1, "char"):
             content["characters"].encode("utf-8")  # Halves of a pair are no characters.
             return CharTokenizer(content["characters"])
+        if kind == (1, "bpe"):
+            return BPETokenizer(content["tokenizer"])
+    except UserError:  # Of a missing library.
+        raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"no tokenizer can be read from {path} ({error!r}): restore the file"

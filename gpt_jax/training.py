@@ -14,7 +14,7 @@ from typing import cast
 import jax
 import numpy as np
 
-from gpt_jax import data, report, sampling, sharding
+from gpt_jax import data, pretrained, report, sampling, sharding
 from gpt_jax.checkpoint import Checkpoints
 from gpt_jax.config import Config, UserError
 from gpt_jax.files import replacing
@@ -37,6 +37,7 @@ def train(
     tensorboard: bool = False,
     resume_allow: Sequence[str] = (),
     asked: Interruption | None = None,
+    init_from: str = "",
 ) -> bool:
     """Trains to the last step, from the newest checkpoint in `workdir` if there is one.
 
@@ -44,6 +45,7 @@ def train(
       tensorboard: writes TensorBoard's event files, too.
       resume_allow: fields that may differ from those the run began with, see `check_same_run`.
       asked: whether to end early, see interruption.py.
+      init_from: folder of GPT-2's weights that a new run begins from, absolute, see pretrained.py.
 
     Returns: False when the run was finished before, and nothing was done.
 
@@ -56,15 +58,17 @@ def train(
         check_installed()
     workdir = workdir.absolute()
     record, changes = read_record(workdir), []
+    config = pretrained.configured(config, init_from, record, workdir)
     if record is not None:
         config = with_recorded_choices(config, record)
         changes = check_same_run(config, record, workdir, resume_allow)
         if _sample_path(workdir, config.train.steps).exists():
             return False
+        init_from = record.init_from
     devices = sharding.start_devices(config.mesh, config.train.batch_size)
-    run = prepare(config, workdir, record, devices)
+    run = prepare(config, workdir, record, devices, init_from)
     with Checkpoints.for_training(workdir / "checkpoints") as checkpoints:
-        state = _first_state(run, checkpoints)
+        state = _first_state(run, checkpoints, init_from)
         step = int(state.step)
         if record is not None and changes:
             record_changes(workdir, record, run.config, changes, step)
@@ -73,6 +77,8 @@ def train(
                 workdir, step, config.train.steps, run.tokens_per_step, listener=listener
             )
             _introduce(run, state, monitor)
+            if not checkpoints.all() and (init_from or not config.train.steps):
+                evaluate_beginning(run, state, checkpoints, monitor, asked)
             state = run_steps(run, state, checkpoints, monitor, asked)
             finish(run, state, monitor, asked)
     return True
@@ -83,12 +89,13 @@ def _sample_path(workdir: Path, step: int) -> Path:
     return workdir / "samples" / f"{step}.txt"
 
 
-def _first_state(run: Run, checkpoints: Checkpoints) -> TrainState:
-    """From the newest checkpoint that is whole, or new."""
+def _first_state(run: Run, checkpoints: Checkpoints, init_from: str) -> TrainState:
+    """From the newest checkpoint that is whole, or new, with the weights it begins from."""
     restored = checkpoints.restore_newest(run.abstract)
     if restored is not None:
         return cast(TrainState, restored)
-    return jax.block_until_ready(init_state(run.config, run.abstract))
+    state = init_state(run.config, run.abstract)
+    return jax.block_until_ready(pretrained.with_weights(state, init_from) if init_from else state)
 
 
 def _listener(workdir: Path, step: int, tensorboard: bool) -> AbstractContextManager[Listener]:
@@ -112,6 +119,22 @@ def _introduce(run: Run, state: TrainState, monitor: Monitor) -> None:
     )
     if state.step > 0:
         monitor.say(f"goes on after step {int(state.step):,}")
+
+
+def evaluate_beginning(
+    run: Run, state: TrainState, checkpoints: Checkpoints, monitor: Monitor, asked: Interruption
+) -> None:
+    """Evaluates and saves the state before the first step: weights that are worth something.
+
+    If training makes them worse, they stay the best checkpoint.
+
+    Raises:
+      Interrupted: when asked to end; nothing is saved then.
+    """
+    val_loss = run.evaluate(state.evaluated, asked.check)
+    monitor.tell_beginning(val_loss)
+    checkpoints.save(0, state, val_loss)
+    checkpoints.confirm(0)
 
 
 def run_steps(
@@ -205,9 +228,8 @@ def finish(run: Run, state: TrainState, monitor: Monitor, asked: Interruption) -
     loss = entries[-1]["val/loss"]
     loss = math.nan if loss is None else loss  # JSON has no NaN.
     monitor.say(
-        f"held-out loss {loss:.4f} nats per token, {run.bits_per_byte(loss):.4f} bits per byte "
-        f"(tutorial_estimate {run.tutorial_estimate(state.evaluated):.4f}: to compare with the "
-        "tutorial, nothing else)"
+        f"held-out loss {loss:.4f} nats per token, {run.bits_per_byte(loss):.4f} bits per byte"
+        + _estimate(run.tutorial_estimate(state.evaluated))
     )
     prompt = sampling.known_prompt(run.tokenizer, run.config.sample.prompt)
     if prompt != run.config.sample.prompt:
@@ -220,13 +242,22 @@ def finish(run: Run, state: TrainState, monitor: Monitor, asked: Interruption) -
     monitor.say(f"a sample at temperature {run.config.sample.temperature}:\n\n{text}")
 
 
+def _estimate(loss: float | None) -> str:
+    if loss is None:
+        return ""
+    return f" (tutorial_estimate {loss:.4f}: to compare with the tutorial, nothing else)"
+
+
 def _sample(run: Run, state: TrainState, prompt: str, asked: Interruption) -> str:
     """The prompt and its continuation."""
     c = run.config
     ids = sampling.encode_prompt(run.tokenizer, prompt)
     params = jax.device_put(state.evaluated, run.device)
     pieces = [np.zeros(0, np.int32)]
-    for [new] in sampling.stream(c.model, params, ids, c.sample, seed=c.train.seed):
+    drawn = sampling.stream(
+        c.model, params, ids, c.sample, c.train.seed, n_tokens=run.tokenizer.vocab_size
+    )
+    for [new] in drawn:
         asked.check()
         pieces.append(new)
     return prompt + run.tokenizer.decode(np.concatenate(pieces))

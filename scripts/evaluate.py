@@ -60,12 +60,10 @@ def table(found: "Evaluation") -> str:
         ("loss", found.loss, f"nats per token, over {found.tokens:,} tokens"),
         ("bits per byte", found.bits_per_byte, "of the text in UTF-8"),
         ("perplexity", found.perplexity, "e to the loss"),
-        (
-            "tutorial_estimate",
-            found.tutorial_estimate,
-            "to compare with the tutorial, nothing else",
-        ),
     ]
+    if found.tutorial_estimate is not None:
+        meaning = "to compare with the tutorial, nothing else"
+        lines.append(("tutorial_estimate", found.tutorial_estimate, meaning))
     if found.source_loss is not None:
         lines.append(("source's own loss", found.source_loss, "of the grammar that wrote the play"))
     return "\n".join(f"  {name:<18} {value:8.4f}  {meaning}" for name, value, meaning in lines)

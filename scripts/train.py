@@ -2,6 +2,8 @@
 
     python scripts/train.py --config=configs/tiny.py
     python scripts/train.py --config=configs/tiny.py --config.data.corpus=my.txt --workdir=runs/mine
+    python scripts/train.py --init_from=gpt2 --config.train.steps=0 --workdir=runs/gpt2
+    python scripts/train.py --config=configs/gpt2.py:small --plan
     python scripts/train.py --help_config
 
 The same command, given again, goes on from the newest checkpoint in the run's folder.
@@ -11,6 +13,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import command_line
 from absl import flags
@@ -21,28 +24,30 @@ from gpt_jax.config import SECTIONS, Config
 from gpt_jax.interruption import Interrupted, interruption
 from gpt_jax.lock import one_writer
 
+if TYPE_CHECKING:
+    from gpt_jax.plan import Plan
+
 
 def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
-    """--config and its overrides, --workdir, --tensorboard, --resume_allow, --help_config."""
+    """--config and its overrides, and what else a run can be told."""
     command_line.define_config(values, argv)
-    flags.DEFINE_string(
-        "workdir",
-        "",
-        "Folder of the run; runs/<name of the config> unless given.",
-        flag_values=values,
-    )
-    flags.DEFINE_boolean(
-        "tensorboard", False, "Write event files for TensorBoard, too.", flag_values=values
-    )
+    for name, meaning in (
+        ("workdir", "Folder of the run; runs/<name of the config or weights> unless given."),
+        ("init_from", "Folder with GPT-2's weights as Hugging Face has them, to begin from."),
+    ):
+        flags.DEFINE_string(name, "", meaning, flag_values=values)
+    for name, meaning in (
+        ("tensorboard", "Write event files for TensorBoard, too."),
+        ("plan", "Do not train: show what it would take."),
+        ("help_config", "Show every setting, its default and range."),
+    ):
+        flags.DEFINE_boolean(name, False, meaning, flag_values=values)
     flags.DEFINE_multi_string(
         "resume_allow",
         [],
         "A field that may differ from what the run began with: --resume_allow=train.steps to "
         "train a finished run for longer. Can be given several times.",
         flag_values=values,
-    )
-    flags.DEFINE_boolean(
-        "help_config", False, "Show every setting, its default and range.", flag_values=values
     )
 
 
@@ -54,15 +59,21 @@ def main(argv: Sequence[str]) -> int:
             show_settings()
             return
         config = command_line.read_config(values, argv)
-        workdir = Path(values.workdir or default_workdir(command_line.config_file(values)))
-        workdir = workdir.expanduser().absolute()
+        init_from = values.init_from and str(Path(values.init_from).expanduser().absolute())
+        if values.plan:
+            show_plan(config, init_from)
+            return
+        named = init_from or command_line.config_file(values)
+        workdir = Path(values.workdir or default_workdir(named)).expanduser().absolute()
         with one_writer(workdir):  # Before anything heavy is loaded.
-            train(config, workdir, values, argv)
+            train(config, workdir, values, argv, init_from)
 
     return command_line.run(show_or_train, define_flags, argv, __doc__ or "")
 
 
-def train(config: Config, workdir: Path, values: flags.FlagValues, argv: Sequence[str]) -> None:
+def train(
+    config: Config, workdir: Path, values: flags.FlagValues, argv: Sequence[str], init_from: str
+) -> None:
     """Trains, and says how to go on where the run was stopped or was finished before."""
     from gpt_jax import training  # Not before --help and bad input were answered: it loads JAX.
     from gpt_jax.compilation import set_up_compiler
@@ -71,7 +82,7 @@ def train(config: Config, workdir: Path, values: flags.FlagValues, argv: Sequenc
     with interruption() as asked:
         try:
             trained = training.train(
-                config, workdir, values.tensorboard, values.resume_allow, asked
+                config, workdir, values.tensorboard, values.resume_allow, asked, init_from
             )
         except Interrupted as stopped:
             command_line.tell(f"\nstopped by {stopped}: the same command goes on where it was")
@@ -90,6 +101,51 @@ def show_settings() -> None:
         for row in config_table.section_rows(section):
             table.add_row(*row)
         console.print(table, "")
+
+
+def show_plan(config: Config, init_from: str) -> None:
+    """Prints what training would take, and touches no folder."""
+    from gpt_jax import pretrained
+    from gpt_jax.compilation import set_up_compiler
+    from gpt_jax.plan import plan
+
+    config = pretrained.configured(config, init_from, None, Path())
+    set_up_compiler()  # Training then finds the step compiled.
+    command_line.tell("compiling the training step")
+    table = Table("figure", Column("", justify="right"), "meaning", box=None)
+    for row in plan_rows(plan(config)):
+        table.add_row(*row)
+    command_line.ResultConsole().print(table)
+
+
+def plan_rows(plan: "Plan") -> list[tuple[str, str, str]]:
+    """A row for every figure of a plan: its name, itself, what it means."""
+    c, count = plan.config, f"{plan.config.train.batch_size} x {plan.config.model.block_size}"
+    rows = [
+        ("parameters", f"{plan.parameters:,}", f"vocabulary {c.model.vocab_size:,}"),
+        ("their memory", megabytes(plan.parameter_bytes), "float32"),
+        ("the optimizer's", megabytes(plan.optimizer_bytes), c.optimizer.name),
+        ("the average's", megabytes(plan.average_bytes), "optimizer.average_decay"),
+        (
+            "a step's",
+            megabytes(plan.step_bytes),
+            f"activations and gradients on each of {plan.devices} device(s), at most (XLA)",
+        ),
+        (
+            "tokens a step",
+            f"{plan.tokens:,}",
+            f"{count}, in {plan.microbatches} microbatch(es) one after another",
+        ),
+        ("TFLOP a step", f"{plan.flops / 1e12:,.3f}", "6 N + 12 L C T for each token"),
+        ("counted", f"{plan.counted_flops / 1e12:,.3f}", "by XLA in the compiled program"),
+        ("tokens", f"{plan.tokens * c.train.steps:,}", f"in {c.train.steps:,} steps"),
+    ]
+    return [row for row in rows if plan.average_bytes or row[0] != "the average's"]
+
+
+def megabytes(size: int) -> str:
+    """A number of bytes in MB."""
+    return f"{size / 1e6:,.1f} MB"
 
 
 def default_workdir(config_file: str) -> Path:

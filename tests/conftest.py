@@ -25,6 +25,7 @@ from gpt_jax import play, training
 from gpt_jax.config import Config
 
 ROOT = Path(__file__).parent.parent
+GPT2_TINY = Path(__file__).parent / "gpt2_tiny"  # A folder as Hugging Face has it.
 
 # The same examples everywhere, and no limit on their time: machines differ.
 hypothesis.settings.register_profile("same", deadline=None, derandomize=True)

@@ -1,5 +1,6 @@
 """Every recipe: its documentation, its size, and two real steps of it, made small."""
 
+import dataclasses
 import importlib.util
 
 import jax
@@ -8,7 +9,7 @@ import pytest
 from conftest import ROOT
 
 from gpt_jax import sharding, train_step
-from gpt_jax.config import Config, from_config_dict
+from gpt_jax.config import Config, GPTConfig, from_config_dict
 from gpt_jax.model import GPT
 
 RECIPES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
@@ -30,17 +31,35 @@ def test_tiny_is_the_defaults():
     assert from_config_dict(load("tiny").get_config()) == Config()
 
 
+def count_parameters(config: GPTConfig) -> int:
+    model, tokens = GPT(config), jnp.zeros((1, 1), jnp.int32)
+    params = jax.eval_shape(lambda: model.init(jax.random.key(0), tokens))
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [("tiny", 824_832), ("small", 4_833_280), ("baby", 10_745_088), ("speedrun", 804_480)],
 )
 def test_number_of_parameters(name, expected):
-    config = from_config_dict(load(name).get_config())
-    config = config.with_values("model", vocab_size=65, matmul_dtype="float32")
-    tokens = jnp.zeros((1, 1), jnp.int32)
-    model = GPT(config.model)
-    params = jax.eval_shape(lambda: model.init(jax.random.key(0), tokens))
-    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == expected
+    config = from_config_dict(load(name).get_config()).model
+    config = dataclasses.replace(config, vocab_size=65, matmul_dtype="float32")
+    assert count_parameters(config) == expected
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ("small", 124_439_808),
+        ("medium", 354_823_168),
+        ("large", 774_030_080),
+        ("xl", 1_557_611_200),
+    ],
+)
+def test_gpt2_has_the_parameters_of_the_real_one(size, expected):
+    """Those of OpenAI's weights, in Hugging Face's folders."""
+    config = from_config_dict(load("gpt2").get_config(size)).model
+    assert count_parameters(dataclasses.replace(config, matmul_dtype="float32")) == expected
 
 
 @pytest.mark.parametrize("name", RECIPES)

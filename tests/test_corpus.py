@@ -44,6 +44,19 @@ def test_a_folder_and_a_glob_are_read_in_the_order_of_names(tmp_path):
     assert corpus.load_corpus(str(tmp_path / "**" / "*.txt")).text == "A\nB\nC"
 
 
+@pytest.mark.parametrize("block", [1, 2, 5, 100])
+def test_a_text_comes_in_blocks_from_any_character_on(tmp_path, monkeypatch, block):
+    monkeypatch.setattr(corpus, "BLOCK_BYTES", block)
+    contents = ["a東b", "", "\ufeff\U0001f600é", "\ufeff", "end"]
+    files = [tmp_path / str(number) for number in range(5)]
+    for path, content in zip(files, contents, strict=True):
+        path.write_text(content, encoding="utf-8")
+    text = "a東b\n\n\U0001f600é\n\nend"
+    for place in range(len(text) + 1):
+        left = "".join(corpus.text_blocks(files, len(text[:place].encode())))
+        assert left == text[place:]
+
+
 @pytest.mark.parametrize("source", ["nothing.txt", "*.txt", "."])
 def test_a_source_without_text_is_named(source, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -57,10 +70,20 @@ def test_an_empty_file_is_refused(tmp_path):
         corpus.load_corpus(str(tmp_path / "a.txt"))
 
 
-@pytest.mark.parametrize(("content", "offset"), [(b"ab\xff", 2), (b"\xef\xbb\xbfab\xff", 5)])
-def test_bytes_that_are_not_utf8_are_located(content, offset, tmp_path):
+@pytest.mark.parametrize("block", [1, 3, 100])
+@pytest.mark.parametrize(
+    ("content", "place"),
+    [
+        (b"ab\xff", "0xff at offset 2"),
+        (b"\xef\xbb\xbfab\xff", "0xff at offset 5"),
+        (b"ab\xe6\x9d", "0xe6 at offset 2"),
+        (b"abc\xe6\x9dabc", "0xe6 at offset 3"),
+    ],
+)
+def test_bytes_that_are_not_utf8_are_located(content, place, block, tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus, "BLOCK_BYTES", block)
     (tmp_path / "a.txt").write_bytes(content)
-    with pytest.raises(UserError, match=rf"a\.txt is not UTF-8: byte 0xff at offset {offset}"):
+    with pytest.raises(UserError, match=rf"a\.txt is not UTF-8: byte {place} begins"):
         corpus.load_corpus(str(tmp_path / "a.txt"))
 
 

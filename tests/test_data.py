@@ -1,5 +1,7 @@
 """Batches are functions of (seed, step); windows are disjoint; what is held out stays so."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -83,3 +85,22 @@ def test_a_memory_mapped_array_serves_as_well(tmp_path):
     np.testing.assert_array_equal(
         data.train_batch(mapped, T, 8, 0, 0), data.train_batch(TOKENS, T, 8, 0, 0)
     )
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is told by Linux")
+def test_what_was_read_of_a_memory_mapped_array_does_not_stay_in_memory(tmp_path):
+    np.save(tmp_path / "tokens.npy", np.ones(2**26, np.uint8))
+    mapped = np.load(tmp_path / "tokens.npy", mmap_mode="r")[5:]
+    before = file_memory()
+    assert mapped.sum() == 2**26 - 5
+    assert file_memory() > before + 2**25
+    data.release(mapped)
+    assert file_memory() < before + 2**23
+    assert mapped.sum() == 2**26 - 5
+    data.release(TOKENS)  # An array in memory stays as it is.
+
+
+def file_memory():
+    """Bytes of files that are mapped into this process and in memory."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("RssFile:")[1].split()[0]) * 1024

@@ -4,10 +4,11 @@ import importlib
 import io
 import re
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
-from conftest import ROOT
+from conftest import GPT2_TINY, ROOT
 
 from gpt_jax import play
 
@@ -56,14 +57,14 @@ def test_no_document_holds_a_placeholder():
         assert not re.search(r"@[A-Z]+@|TODO|XXX", path.read_text(encoding="utf-8")), path
 
 
-def blocks():
-    """The blocks of code of the README: their language and their content."""
-    return re.findall(r"^```(\w*)\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+def blocks(document):
+    """The blocks of code of a document: their language and their content."""
+    return re.findall(r"^```(\w*)\n(.*?)^```", document, re.DOTALL | re.MULTILINE)
 
 
-def commands():
-    """The command lines of the README that run our scripts, in order, each as its words."""
-    lines = [line for _, block in blocks() for line in block.splitlines()]
+def commands(document):
+    """The command lines of a document that run our scripts, in order, each as its words."""
+    lines = [line for _, block in blocks(document) for line in block.splitlines()]
     return [shlex.split(line)[1:] for line in lines if line.startswith(".venv/bin/python scripts/")]
 
 
@@ -73,7 +74,9 @@ def run(words):
     words = [word.replace("--config=configs/", f"--config={ROOT}/configs/") for word in words]
     if words[0] == "scripts/train.py" and "--help_config" not in words:
         own = any("data.corpus" in word for word in words)
-        words += [*SHORT, *([] if own else ["--config.data.corpus=builtin"])]
+        given = any("init_from" in word for word in words)  # Weights have the model's shape.
+        words += [word for word in SHORT if not (given and "config.model" in word)]
+        words += [] if own else ["--config.data.corpus=builtin"]
     return script.main(words)
 
 
@@ -82,18 +85,31 @@ def test_every_command_of_the_readme_works(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("my.txt").write_text(play.write()[:30_000], encoding="utf-8")
     monkeypatch.setattr(sys, "stdin", io.StringIO("The king\n\n/quit\n"))
+    shutil.copytree(GPT2_TINY, "gpt2")
     names = set()
-    for words in commands():
+    for words in commands(README):
         assert run(words) == 0, (words, capsys.readouterr().err)
         names.add(Path(words[0]).name)
-    assert names == {"train.py", "sample.py", "evaluate.py", "compare.py"}
+    assert names == {
+        *("train.py", "sample.py", "evaluate.py", "compare.py", "prepare.py", "export.py"),
+    }
     assert {path.name for path in Path("runs").iterdir()} == {
-        *("tiny", "mine", "long", "small"),
-        *("play.txt", "compare.png"),
+        *("tiny", "mine", "bpe", "big", "long", "small", "gpt2"),
+        *("play.txt", "compare.png", "exported"),
     }
     assert Path("runs/play.txt").stat().st_size > 2000
-    [code] = [block for language, block in blocks() if language == "python"]
+    [code] = [block for language, block in blocks(README) if language == "python"]
     exec(code, {})
+
+
+def test_every_command_of_the_gpt2_page_works(tmp_path, monkeypatch, capsys):
+    page = (ROOT / "docs" / "gpt2.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    Path("my.txt").write_text(play.write()[:30_000], encoding="utf-8")
+    shutil.copytree(GPT2_TINY, "gpt2")
+    for words in commands(page):
+        assert run(words) == 0, (words, capsys.readouterr().err)
+    assert {path.name for path in Path("runs").iterdir()} == {"gpt2", "mine", "exported"}
 
 
 def test_the_places_the_tutorial_page_names_exist():

@@ -250,7 +250,14 @@ def test_a_changed_text_is_refused(record, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["model.n_layer", "model.tie_embeddings", "data.corpus", "data.tokenizer"]
+    "name",
+    [
+        "model.n_layer",
+        "model.tie_embeddings",
+        "data.corpus",
+        "data.tokenizer",
+        "data.bpe_vocab_size",
+    ],
 )
 def test_what_arrays_and_tokens_depend_on_cannot_be_changed(record, tmp_path, name):
     with pytest.raises(UserError, match=rf"--resume_allow={name} cannot be"):

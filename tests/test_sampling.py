@@ -202,6 +202,24 @@ def test_pieces_join_to_the_whole(model, piece):
     np.testing.assert_array_equal(np.concatenate(pieces, axis=1), whole)
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0, 5.0])
+def test_padded_ids_are_never_drawn(model, temperature):
+    """However likely they are: the text is that of a model which does not have them."""
+    config, params = model
+    options = SampleConfig(temperature=temperature, top_k=0, max_new_tokens=40)
+    kept = 7
+    wte, kernel = params["wte"]["embedding"], params["lm_head"]["kernel"]
+    alone = params | {"wte": {"embedding": wte[:kept]}, "lm_head": {"kernel": kernel[:, :kept]}}
+    likelier = kernel.at[:, kept:].set(9 * kernel[:, : kernel.shape[1] - kept])
+    padded = params | {"lm_head": {"kernel": likelier}}
+    smaller = dataclasses.replace(config, vocab_size=kept)
+    expected = generate(smaller, alone, np.arange(4), options, seed=1, num_samples=3)
+    pieces = stream(config, padded, np.arange(4), options, 1, num_samples=3, n_tokens=kept)
+    np.testing.assert_array_equal(np.concatenate(list(pieces), axis=1), expected)
+    everything = generate(config, padded, np.arange(4), options, seed=1, num_samples=3)
+    assert everything.max() >= kept
+
+
 def test_no_token_asked_for_is_none_made(model):
     options = SampleConfig(max_new_tokens=0)
     assert generate(*model, np.arange(4), options, seed=1, num_samples=2).shape == (2, 0)
@@ -231,7 +249,7 @@ def test_the_cache_is_not_copied(model):
     cache = fill(config, params, init_cache(config, 1), np.zeros((1, 3), np.int32), 0)
     places = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(cache)]
     numbers = np.zeros((1, 6), np.float32)
-    _, new = extend(config, params, cache, np.zeros(1, int), 0, 6, numbers, 1.0, 0, 1.0)
+    _, new = extend(config, params, cache, np.zeros(1, int), 0, 6, numbers, 1.0, 0, 1.0, 11)
     assert [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(new)] == places
 
 

@@ -76,6 +76,8 @@ def test_help_names_the_flags_and_the_command(capsys):
         (["--workdri=x"], "workdri.*workdir"),
         (["train"], "'train' is not a flag"),
         (["--config.mesh.cpu_devices=99"], r"mesh\.cpu_devices = 99"),
+        (["--init_from=/no/gpt2"], r"/no/gpt2/config.json cannot be read"),
+        (["--init_from=/no/gpt2", "--plan"], r"/no/gpt2/config.json cannot be read"),
     ],
 )
 def test_bad_input_gets_one_sentence_and_status_2(flags, words, capsys, tmp_path, no_training):
@@ -171,7 +173,7 @@ def test_help_config_shows_every_setting(capsys, monkeypatch):
 def test_a_signal_says_how_to_go_on(tmp_path, monkeypatch, capsys, signum, status):
     before = signal.getsignal(signum)
 
-    def interrupted(config, workdir, tensorboard, resume_allow, asked):
+    def interrupted(config, workdir, tensorboard, resume_allow, asked, init_from):
         signal.raise_signal(signum)
         asked.check()
 
@@ -183,9 +185,13 @@ def test_a_signal_says_how_to_go_on(tmp_path, monkeypatch, capsys, signum, statu
 
 @pytest.mark.parametrize(
     ("config_file", "workdir"),
-    [("configs/tiny.py", "runs/tiny"), ("/a b/gpt2.py:small", "runs/gpt2-small")],
+    [
+        ("configs/tiny.py", "runs/tiny"),
+        ("/a b/gpt2.py:small", "runs/gpt2-small"),
+        ("/a b/gpt2", "runs/gpt2"),
+    ],
 )
-def test_the_run_is_named_after_its_recipe(config_file, workdir):
+def test_the_run_is_named_after_its_recipe_or_weights(config_file, workdir):
     assert str(train.default_workdir(config_file)) == workdir
 
 

@@ -7,10 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gpt_jax import tokenizer as tokenizer_module
 from gpt_jax.setting import UserError
 from gpt_jax.tokenizer import (
     ByteTokenizer,
     CharTokenizer,
+    absolute_kind,
     load_tokenizer,
     make_tokenizer,
     save_tokenizer,
@@ -39,6 +41,12 @@ def test_bytes_round_trip(text):
 def test_both_count_the_bytes_of_a_text(text):
     for tokenizer in (CharTokenizer(text), ByteTokenizer()):
         assert tokenizer.count_bytes(tokenizer.encode(text)) == len(text.encode("utf-8"))
+
+
+def test_bytes_of_many_ids_are_counted_in_parts(monkeypatch):
+    monkeypatch.setattr(tokenizer_module, "COUNTED_AT_ONCE", 3)
+    text = "aé東" * 5
+    assert CharTokenizer(text).count_bytes(CharTokenizer(text).encode(text)) == 30
 
 
 def test_ids_are_places_among_the_sorted_characters():
@@ -77,7 +85,7 @@ def test_bytes_refuse_half_a_character_and_replace_it_when_decoding():
 @pytest.mark.parametrize("kind", ["char", "byte"])
 def test_json_keeps_a_tokenizer(kind, tmp_path):
     text = 'Ärger, 東京\r\n"\t\u2028end'
-    tokenizer = make_tokenizer(kind, text)
+    tokenizer = make_tokenizer(kind, [text[:9], text[9:]], 0)
     save_tokenizer(tokenizer, tmp_path / "tokenizer.json")
     loaded = load_tokenizer(tmp_path / "tokenizer.json")
     assert type(loaded) is type(tokenizer)
@@ -98,7 +106,8 @@ def test_pieces_join_to_the_text(text, kind, data):
 @pytest.mark.parametrize(
     "content",
     [
-        *("", "[]", "{}", '{"format": 1, "type": "char"}', "{"),
+        *("", "[]", "{}", "{"),
+        *('{"format": 1, "type": "char"}', '{"format": 1, "type": "bpe"}'),
         *(
             f'{{"format": 1, "type": "char", "characters": {characters}}}'
             for characters in ("3", "null", "[1, 2]", '{"a": 1}', '"a\\ud800"', '["a", "b"]')
@@ -123,3 +132,9 @@ def test_a_tokenizer_of_the_future_is_refused(change, tmp_path):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match=r"nothing\.json"):
         load_tokenizer(tmp_path / "nothing.json")
+
+
+def test_a_path_is_recorded_as_absolute_and_a_name_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert [absolute_kind(kind) for kind in ("char", "byte", "bpe")] == ["char", "byte", "bpe"]
+    assert absolute_kind("sub/../gpt2") == str(tmp_path / "gpt2")

@@ -13,12 +13,13 @@ import pytest
 from conftest import ROOT
 from soak import arrays, log, sample
 
+import gpt_jax
 from gpt_jax import corpus, sharding, train_step, training
 from gpt_jax.checkpoint import Checkpoints
 from gpt_jax.config import Config, UserError
 from gpt_jax.metrics import read_metrics
 from gpt_jax.run_folder import read_record
-from gpt_jax.tokenizer import load_tokenizer
+from gpt_jax.tokenizer import load_tokenizer, make_tokenizer, save_tokenizer
 
 
 @pytest.fixture
@@ -228,10 +229,46 @@ def test_bits_per_byte_count_the_bytes_of_the_text(config, tmp_path, text_file):
         assert run.bits_per_byte(1.0) == pytest.approx(expected)
 
 
-def test_a_vocabulary_size_that_is_not_the_tokenizers_is_refused(config, tmp_path):
+def test_a_vocabulary_smaller_than_the_tokenizers_is_refused(config, tmp_path):
     with pytest.raises(UserError, match=r"model\.vocab_size = 7, but the tokenizer has"):
         training.train(config.with_values("model", vocab_size=7), tmp_path / "run")
     assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_a_larger_vocabulary_pads_the_tables_and_nobody_draws_what_is_padded(config, tmp_path):
+    """After two steps all ids are about as likely: of 8 texts of 40 tokens some would be padded."""
+    config = config.with_values("model", vocab_size=128).with_values("train", steps=2)
+    assert training.train(config, tmp_path / "run")
+    run = gpt_jax.load(tmp_path / "run")
+    assert run.config.model.vocab_size == 128 > run.tokenizer.vocab_size
+    assert run.params["wte"]["embedding"].shape[0] == 128
+    texts = run.generate_batch("The ", 8, max_new_tokens=40, top_k=0, temperature=2.0)
+    assert [len(text) for text in texts] == [44] * 8
+    chances = run.next_token("The ")
+    assert len(chances) == run.tokenizer.vocab_size
+    assert sum(chance for _, chance in chances) == pytest.approx(1)
+    assert training.train(
+        config.with_values("train", steps=3), tmp_path / "run", resume_allow=["train.steps"]
+    )
+
+
+@pytest.mark.parametrize("local", [False, True])
+def test_byte_pairs_are_tokens_too(config, tmp_path, monkeypatch, text_file, local):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gpt2").mkdir()
+    text = text_file.read_text(encoding="utf-8")
+    training_part = text[: int(len(text) * 0.9)]
+    tokenizer = make_tokenizer("bpe", [training_part], 300)
+    save_tokenizer(tokenizer, tmp_path / "gpt2" / "tokenizer.json")
+    config = config.with_values("data", tokenizer="gpt2" if local else "bpe", bpe_vocab_size=300)
+    config = config.with_values("train", steps=2)
+    assert training.train(config, tmp_path / "run")
+    assert not training.train(config, tmp_path / "run")
+    run = gpt_jax.load(tmp_path / "run")
+    assert run.config.model.vocab_size == 300
+    assert run.config.data.tokenizer == (str(tmp_path / "gpt2") if local else "bpe")
+    assert run.tokenizer.to_dict() == tokenizer.to_dict()
+    assert run.generate("The ", max_new_tokens=20).startswith("The ")
 
 
 def test_bytes_are_tokens_too(config, tmp_path):

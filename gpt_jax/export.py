@@ -1,0 +1,188 @@
+"""A run's model as a folder that Hugging Face transformers loads as a GPT-2, its tokenizer too.
+
+    out/  config.json  model.safetensors  tokenizer.json  tokenizer_config.json
+
+Neither transformers nor torch is needed.
+"""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax import traverse_util
+
+from gpt_jax import bpe, gpt2
+from gpt_jax.api import TrainedModel
+from gpt_jax.config import GPTConfig, UserError
+from gpt_jax.layers import INIT_STDDEV
+from gpt_jax.tokenizer import BPETokenizer, CharTokenizer, Tokenizer
+
+# Settings that may have any value, or are checked by themselves. Every other one must be at its
+# default, where our model is a GPT-2: so a new one is refused until somebody adds it here.
+EXPORTED = {
+    *("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "n_inner", "n_kv_head"),
+    *("bias", "qkv_bias", "tie_embeddings", "activation", "dropout", "zero_init", "matmul_dtype"),
+}
+BYTES_AND_END = 257
+ACTIVATIONS = {ours: theirs for theirs, ours in gpt2.ACTIVATIONS.items()}
+
+
+def export(model: TrainedModel, out: Path) -> None:
+    """Writes the model and its tokenizer into the new folder `out`, as a whole or not at all.
+
+    Raises:
+      UserError: for a model that is no GPT-2, with all reasons; when `out` exists or cannot be
+        written, or a library is missing.
+    """
+    config = model.config.model
+    _check_shape(model.workdir, config)
+    end = _end_of_text(model.tokenizer)
+    content = model_config(config, end)
+    tensors = stored_tensors(config, model.params)
+    unfinished = out.with_name(f"{out.name}.part")
+    try:
+        _check_free(out)
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        gpt2.save_tensors(unfinished / "model.safetensors", tensors)
+        _write_json(unfinished / "config.json", content)
+        _write_json(unfinished / "tokenizer.json", library_tokenizer(model.tokenizer))
+        _write_json(unfinished / "tokenizer_config.json", _tokenizer_config(config, end))
+        unfinished.rename(out)
+    except OSError as error:
+        raise UserError(
+            f"{out} cannot be written ({error.strerror}): name a new folder where there is room"
+        ) from error
+
+
+def _check_free(out: Path) -> None:
+    if out.exists():
+        raise UserError(f"{out} exists: name a new folder, or remove it first")
+
+
+def _check_shape(workdir: Path, config: GPTConfig) -> None:
+    unlike = [
+        f"model.{field.name} = {getattr(config, field.name)!r}"
+        for field in dataclasses.fields(config)
+        if field.name not in EXPORTED and getattr(config, field.name) != field.default
+    ]
+    if config.kv_heads != config.n_head:
+        unlike.append(f"model.n_kv_head = {config.n_kv_head}")
+    if config.activation not in ACTIVATIONS:
+        unlike.append(f"model.activation = {config.activation!r}")
+    if unlike:
+        raise UserError(
+            f"{workdir} holds no GPT-2 and cannot be exported as one ({', '.join(unlike)}): train "
+            "a model with learned positions, LayerNorm, as many heads of keys and values as of "
+            "queries, and gelu or gelu_tanh"
+        )
+
+
+def stored_tensors(config: GPTConfig, params: Any) -> dict[str, np.ndarray]:
+    """The parameters by GPT-2's names, see gpt2.py; biases the model has not are zeros."""
+    shapes = gpt2.stored_shapes(config)
+    tensors = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    for path, param in traverse_util.flatten_dict(params, sep="/").items():
+        name, part = gpt2.stored_name(path)
+        place = tensors[name]
+        if part is not None:
+            width = config.n_embd
+            place = place[..., part * width : (part + 1) * width]
+        place[...] = np.asarray(param).T if name == gpt2.HEAD else np.reshape(param, place.shape)
+    return {_with_prefix(name): tensor for name, tensor in tensors.items()}
+
+
+def _with_prefix(name: str) -> str:
+    return name if name == gpt2.HEAD else gpt2.PREFIX + name
+
+
+def model_config(config: GPTConfig, end: int | None) -> dict[str, Any]:
+    """The config.json of transformers' GPT2LMHeadModel.
+
+    GPT-2 drops out after the embeddings, too, and our model does not: `embd_pdrop` is 0.
+
+    Args:
+      end: id of the end of a text, if there is one.
+    """
+    return gpt2.FIXED | {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "vocab_size": config.vocab_size,
+        "n_positions": config.block_size,
+        "n_embd": config.n_embd,
+        "n_layer": config.n_layer,
+        "n_head": config.n_head,
+        "n_inner": config.n_inner or None,
+        "activation_function": ACTIVATIONS[config.activation],
+        "attn_pdrop": config.dropout,
+        "resid_pdrop": config.dropout,
+        "embd_pdrop": 0.0,
+        "initializer_range": INIT_STDDEV,
+        "tie_word_embeddings": config.tie_embeddings,
+        "bos_token_id": end,
+        "eos_token_id": end,
+    }
+
+
+def library_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
+    """A tokenizer as the JSON of the library tokenizers: the same ids for every text."""
+    if isinstance(tokenizer, BPETokenizer):
+        content: dict[str, Any] = tokenizer.to_dict()["tokenizer"]
+        return content
+    if isinstance(tokenizer, CharTokenizer):
+        return _characters(tokenizer)
+    return _bytes_alone()
+
+
+def _bytes_alone() -> dict[str, Any]:
+    """Byte-pair encoding without merges, where the id of a byte is the byte itself."""
+    content = bpe.train([], BYTES_AND_END)
+    of_ids = bpe.token_bytes(bpe.parse(content))
+    letters = [(letter, of_ids[i]) for letter, i in content["model"]["vocab"].items()]
+    content["model"]["vocab"] = {letter: one[0] for letter, one in letters if len(one) == 1}
+    return content | {"added_tokens": []}
+
+
+def _characters(tokenizer: CharTokenizer) -> dict[str, Any]:
+    """Words of one character each."""
+    words = {
+        "type": "WordLevel",
+        "vocab": {character: i for i, character in enumerate(tokenizer.characters)},
+        "unk_token": "",  # Not in the vocabulary: an unknown character is refused, as here.
+    }
+    every_character = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated"}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [],
+        "normalizer": None,
+        "pre_tokenizer": every_character | {"invert": False},
+        "post_processor": None,
+        "decoder": {"type": "Fuse"},
+        "model": words,
+    }
+
+
+def _end_of_text(tokenizer: Tokenizer) -> int | None:
+    """The id of the end of a text; None where the tokenizer has none."""
+    if not isinstance(tokenizer, BPETokenizer):
+        return None
+    added = tokenizer.to_dict()["tokenizer"]["added_tokens"]
+    return next((token["id"] for token in added if token["content"] == bpe.END_OF_TEXT), None)
+
+
+def _tokenizer_config(config: GPTConfig, end: int | None) -> dict[str, Any]:
+    special = {} if end is None else dict.fromkeys(("bos_token", "eos_token"), bpe.END_OF_TEXT)
+    return special | {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": config.block_size,
+        "clean_up_tokenization_spaces": False,
+    }
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

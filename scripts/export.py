@@ -1,0 +1,50 @@
+"""Writes a run's model as a folder that Hugging Face transformers loads as a GPT-2.
+
+    python scripts/export.py --workdir=runs/tiny --out=exported
+    python scripts/export.py --workdir=runs/tiny --step=latest --out=exported
+
+Without --workdir: the newest run in runs/. The way back is train.py --init_from.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import command_line
+from absl import flags
+
+import gpt_jax
+from gpt_jax.run_folder import newest_run
+from gpt_jax.setting import UserError
+
+
+def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
+    """Which checkpoint, and where it goes."""
+    for name, default, meaning in (
+        ("workdir", "", "Folder of the run; the newest in runs/ unless given."),
+        ("step", "best", "Checkpoint: best (by held-out loss), latest, or the number of a step."),
+        ("out", "", "Folder to make; it must not exist."),
+    ):
+        flags.DEFINE_string(name, default, meaning, flag_values=values)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the script with a command line, the script's name first. Returns the exit status."""
+    return command_line.run(export, define_flags, argv, __doc__ or "")
+
+
+def export(values: flags.FlagValues, words: list[str]) -> None:
+    """Exports, and says what."""
+    if not values.out:
+        raise UserError("--out is not given: name the folder to make")
+    from gpt_jax import export as exporting  # Not before bad flags were answered: it loads JAX.
+
+    workdir = Path(values.workdir).expanduser() if values.workdir else newest_run(Path("runs"))
+    out = Path(values.out).expanduser().absolute()
+    model = gpt_jax.load(workdir, values.step)
+    exporting.export(model, out)
+    print(f"{workdir}, step {model.step:,} ({model.described_loss}): exported to {out}")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

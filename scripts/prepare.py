@@ -1,0 +1,112 @@
+"""Turns text of any size into token ids on disk, which training reads in constant memory.
+
+    python scripts/prepare.py --corpus="texts/*.txt" --out=prepared/mine --tokenizer=bpe
+    python scripts/train.py --config.data.corpus=prepared/mine --workdir=runs/mine
+    python scripts/prepare.py --check --out=prepared/mine
+
+Stopped or killed: the same command, given again, goes on behind the last whole shard.
+"""
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import command_line
+from absl import flags
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from gpt_jax import preparation, shards
+from gpt_jax.config import DataConfig, UserError
+from gpt_jax.lock import one_writer
+from gpt_jax.setting import POSITIVE, checked
+
+
+def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
+    """Which text, how it becomes ids, and where they go."""
+    default = DataConfig()
+    for name, value, meaning in (
+        ("corpus", "", "A file, folder (its .txt files) or glob of UTF-8 text, of any size."),
+        ("out", "", "Folder for the ids."),
+        ("tokenizer", default.tokenizer, "char, byte, bpe, or a path, as config.data.tokenizer."),
+    ):
+        flags.DEFINE_string(name, value, meaning, flag_values=values)
+    for name, number, meaning in (
+        ("bpe_vocab_size", default.bpe_vocab_size, "Most tokens of bpe."),
+        ("shard_tokens", 2**24, "How many ids are written, hashed and noted at once."),
+    ):
+        flags.DEFINE_integer(name, number, meaning, flag_values=values)
+    flags.DEFINE_float(
+        "val_fraction",
+        default.val_fraction,
+        "Share of the text, at its end, that the merges of bpe are not made of.",
+        flag_values=values,
+    )
+    flags.DEFINE_boolean(
+        "check", False, "Read what is in --out and compare the hashes.", flag_values=values
+    )
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the script with a command line, the script's name first. Returns the exit status."""
+    return command_line.run(prepare, define_flags, argv, __doc__ or "")
+
+
+def prepare(values: flags.FlagValues, words: list[str]) -> None:
+    """Prepares or checks, and says what is there."""
+    if not values.out:
+        raise UserError("--out is missing: name the folder for the ids, such as prepared/mine")
+    folder = Path(values.out).expanduser().absolute()
+    if values.check:
+        with progress() as tell:
+            index = shards.check(folder, tell)
+    else:
+        index = made(values, folder)
+    print(
+        f"{folder}: {index.tokens:,} tokens of {index.dtype} in {len(index.shards)} shard(s), from "
+        f"{sum(source['bytes'] for source in index.sources):,} bytes of text in "
+        f"{len(index.sources)} file(s){', as they were made' if values.check else ''}"
+    )
+
+
+def made(values: flags.FlagValues, folder: Path) -> shards.Index:
+    """The index of the corpus, after making what is not there yet."""
+    if not values.corpus:
+        raise UserError("--corpus is missing: name a file, folder or glob of UTF-8 text")
+    data = DataConfig(
+        corpus=values.corpus,
+        tokenizer=values.tokenizer,
+        bpe_vocab_size=values.bpe_vocab_size,
+        val_fraction=values.val_fraction,
+    )
+    shard_tokens = checked("shard_tokens", values.shard_tokens, int, POSITIVE)
+    with one_writer(folder), progress() as tell:
+        return preparation.prepare(data, folder, shard_tokens, tell)
+
+
+@contextmanager
+def progress() -> Iterator[shards.Tell]:
+    """A bar on stderr, if that is a terminal, and the function that moves it."""
+    console = Console(stderr=True)
+    bar = Progress(
+        BarColumn(bar_width=16),
+        TextColumn("{task.description}: {task.completed:,} of {task.total:,} bytes"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+    )
+    tasks: dict[str, TaskID] = {}
+
+    def tell(what: str, done: int, total: int) -> None:
+        if what not in tasks:
+            tasks[what] = bar.add_task(what, total=total, completed=done)
+        bar.update(tasks[what], completed=done, total=total)
+
+    with bar:
+        yield tell
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
