@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpt_jax.config import UserError
+from gpt_jax.setting import UserError
 
 if TYPE_CHECKING:
     import tokenizers

@@ -16,8 +16,9 @@ from flax import traverse_util
 
 from gpt_jax import bpe, gpt2
 from gpt_jax.api import TrainedModel
-from gpt_jax.config import GPTConfig, UserError
+from gpt_jax.config import GPTConfig
 from gpt_jax.layers import INIT_STDDEV
+from gpt_jax.setting import UserError
 from gpt_jax.tokenizer import BPETokenizer, CharTokenizer, Tokenizer
 
 # Settings that may have any value, or are checked by themselves. Every other one must be at its

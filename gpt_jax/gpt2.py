@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from gpt_jax.config import GPTConfig, UserError
+from gpt_jax.config import GPTConfig
+from gpt_jax.setting import UserError
 
 ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu": "gelu"}  # Theirs -> ours.
 EPSILON = 1e-5  # Of LayerNorm, as in layers.py.

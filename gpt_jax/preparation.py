@@ -16,8 +16,9 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from gpt_jax.bpe import pieces
-from gpt_jax.config import DataConfig, UserError
+from gpt_jax.config import DataConfig
 from gpt_jax.corpus import absolute_source, find_files, text_blocks
+from gpt_jax.setting import UserError
 from gpt_jax.shards import Index, Tell, blocks, check_shards, file_sha256, read_index, write_index
 from gpt_jax.tokenizer import (
     ENCODED_AT_ONCE,

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from gpt_jax import gpt2
-from gpt_jax.config import Config, GPTConfig, UserError
+from gpt_jax.config import Config, GPTConfig
 from gpt_jax.run_folder import Record
+from gpt_jax.setting import UserError
 from gpt_jax.train_step import TrainState
 
 # What a model of given weights can choose freely.

@@ -10,8 +10,10 @@ import jax
 import numpy as np
 
 from gpt_jax import corpus, data, play, sharding, shards
-from gpt_jax.config import Config, UserError
-from gpt_jax.run_folder import Record, check_same_corpus, matching_tokenizer, write_record
+from gpt_jax.config import Config
+from gpt_jax.resume import check_same_corpus
+from gpt_jax.run_folder import Record, matching_tokenizer, write_record
+from gpt_jax.setting import UserError
 from gpt_jax.tokenizer import CharTokenizer, Tokenizer, absolute_kind, make_tokenizer
 from gpt_jax.train_step import (
     TrainState,

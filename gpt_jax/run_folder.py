@@ -1,4 +1,4 @@
-"""A run on disk: its record and its tokenizer, and what may change when it is resumed.
+"""A run on disk: its record and its tokenizer.
 
     runs/tiny/  config.json  tokenizer.json  metrics.jsonl  loss.png  samples/  checkpoints/<step>/
 
@@ -8,53 +8,17 @@ was found and its hash, the devices and the versions. Data, never code. No jax.
 
 import dataclasses
 import json
-from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from gpt_jax.config import Config, UserError, check_field
-from gpt_jax.corpus import absolute_source
+from gpt_jax.config import Config
 from gpt_jax.files import check_links, replacing
-from gpt_jax.setting import ANY, checked
-from gpt_jax.tokenizer import Tokenizer, absolute_kind, load_tokenizer, save_tokenizer
+from gpt_jax.setting import ANY, UserError, checked
+from gpt_jax.tokenizer import Tokenizer, load_tokenizer, save_tokenizer
 
 FORMAT = 1
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-
-# Values that leave a choice to the program; a resumed run takes what was chosen at its start. (What
-# follows from these and the devices, such as the size of microbatches, follows again.)
-CHOICES: tuple[tuple[str, str, Any], ...] = (
-    ("model", "vocab_size", 0),
-    ("model", "matmul_dtype", "auto"),
-    ("mesh", "cpu_devices", 0),
-)
-# What no run can change: which arrays it has, and what its tokens mean (another text, another run).
-FIXED = {
-    *(
-        f"model.{field.name}"
-        for field in dataclasses.fields(Config().model)
-        if field.name not in ("dropout", "matmul_dtype")
-    ),
-    *("optimizer.name", "optimizer.average_decay"),
-    *("data.corpus", "data.tokenizer", "data.bpe_vocab_size"),
-}
-# What may differ when a run goes on. A sample or a log changes nothing; another layout over devices
-# changes the order of float32 sums: losses agree within 1e-5, bits only on the same devices.
-FREE = {
-    *(("sample", field.name) for field in dataclasses.fields(Config().sample)),
-    *(("mesh", field.name) for field in dataclasses.fields(Config().mesh)),
-    *(
-        ("train", name)
-        for name in (
-            "microbatch_size",
-            "log_every",
-            "eval_every",
-            "checkpoint_every",
-            "max_skipped",
-        )
-    ),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,96 +174,3 @@ def write_record(workdir: Path, record: Record, tokenizer: Tokenizer) -> None:
         raise UserError(
             f"{workdir} cannot be written ({error.strerror}): check it, or use another --workdir"
         ) from error
-
-
-def with_recorded_choices(config: Config, record: Record) -> Config:
-    """`config` with what it leaves to choose as `record` chose it."""
-    for section, name, undecided in CHOICES:
-        if getattr(getattr(config, section), name) == undecided:
-            chosen = getattr(getattr(record.config, section), name)
-            config = config.with_values(section, **{name: chosen})
-    config = config.with_values("data", tokenizer=absolute_kind(config.data.tokenizer))
-    if absolute_source(config.data.corpus) == record.requested_corpus:
-        config = config.with_values("data", corpus=record.config.data.corpus)
-    return config
-
-
-def check_same_run(
-    config: Config, record: Record, workdir: Path, allowed: Sequence[str] = ()
-) -> list[dict[str, Any]]:
-    """Refuses to go on with a run under a configuration that would make another model of it.
-
-    Args:
-      allowed: fields, such as "train.steps", that may have changed all the same.
-
-    Returns: the changes, all of them allowed: field, old and new value.
-
-    Raises:
-      UserError: listing every other field that differs, as recorded and as asked for; for a name
-        that is no field, or of a field that cannot change in one run.
-    """
-    for name in allowed:
-        check_field(*name.partition(".")[::2])
-        if name in FIXED:
-            raise UserError(
-                f"--resume_allow={name} cannot be: the arrays and the tokens of {workdir} depend "
-                "on it; start a new run with another --workdir"
-            )
-    changes = _differences(config, record)
-    refused = [change for change in changes if change["field"] not in allowed]
-    if refused:
-        told = "; ".join(f"{c['field']} was {c['was']!r} and is now {c['is']!r}" for c in refused)
-        raise UserError(
-            f"{workdir} holds a run of another configuration ({told}): start a new one with "
-            "another --workdir" + _way_through(refused)
-        )
-    return changes
-
-
-def _differences(config: Config, record: Record) -> list[dict[str, Any]]:
-    old, new = record.config.to_dict(), config.to_dict()
-    return [
-        {"field": f"{section}.{name}", "was": old[section][name], "is": value}
-        for section, values in new.items()
-        for name, value in values.items()
-        if (section, name) not in FREE and value != old[section][name]
-    ]
-
-
-def _way_through(refused: list[dict[str, Any]]) -> str:
-    fields = [change["field"] for change in refused]
-    if FIXED.intersection(fields):
-        return ""
-    flags = " ".join(f"--resume_allow={field}" for field in fields)
-    return f", or go on with this one by {flags}"
-
-
-def record_changes(
-    workdir: Path, record: Record, config: Config, changes: list[dict[str, Any]], step: int
-) -> None:
-    """Writes into the record that the run goes on from `step` with some fields of `config`.
-
-    Raises:
-      UserError: when it cannot be written.
-    """
-    new = record.config
-    for change in changes:
-        section, _, name = change["field"].partition(".")
-        new = new.with_values(section, **{name: change["is"]})
-    dated = tuple({"step": step} | change for change in changes)
-    record = dataclasses.replace(record, config=new, changes=record.changes + dated)
-    write_record(workdir, record, matching_tokenizer(workdir, new))
-
-
-def check_same_corpus(sha256: str, record: Record, workdir: Path) -> None:
-    """Refuses a corpus that is not the one the run began with.
-
-    Raises:
-      UserError: with both hashes.
-    """
-    if sha256 != record.corpus_sha256:
-        raise UserError(
-            f"the text at {record.config.data.corpus} has changed since the run in {workdir} began "
-            f"(SHA-256 {record.corpus_sha256[:12]}... is now {sha256[:12]}...): restore it, or "
-            "start a new run with another --workdir"
-        )

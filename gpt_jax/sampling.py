@@ -20,8 +20,9 @@ import numpy as np
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from gpt_jax.config import GPTConfig, SampleConfig, UserError
+from gpt_jax.config import GPTConfig, SampleConfig
 from gpt_jax.model import GPT, Cache, init_cache
+from gpt_jax.setting import UserError
 from gpt_jax.tokenizer import Tokenizer
 
 # Up to so many ids, counting those that are greater is faster than sorting.

@@ -19,7 +19,8 @@ import numpy as np
 from flax import linen as nn
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from gpt_jax.config import Config, MeshConfig, UserError
+from gpt_jax.config import Config, MeshConfig
+from gpt_jax.setting import UserError
 
 MESH_AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")

@@ -17,9 +17,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from gpt_jax.config import DataConfig, UserError
+from gpt_jax.config import DataConfig
 from gpt_jax.corpus import absolute_source
 from gpt_jax.files import replacing
+from gpt_jax.setting import UserError
 from gpt_jax.tokenizer import Tokenizer, absolute_kind, load_tokenizer
 
 FORMAT = 1

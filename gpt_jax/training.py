@@ -16,17 +16,14 @@ import numpy as np
 
 from gpt_jax import data, pretrained, report, sampling, sharding
 from gpt_jax.checkpoint import Checkpoints
-from gpt_jax.config import Config, UserError
+from gpt_jax.config import Config
 from gpt_jax.files import replacing
 from gpt_jax.interruption import Interrupted, Interruption
 from gpt_jax.metrics import Monitor, read_metrics
+from gpt_jax.resume import check_same_run, record_changes, with_recorded_choices
 from gpt_jax.run import Run, prepare
-from gpt_jax.run_folder import (
-    check_same_run,
-    read_record,
-    record_changes,
-    with_recorded_choices,
-)
+from gpt_jax.run_folder import read_record
+from gpt_jax.setting import UserError
 from gpt_jax.tensorboard import Listener, check_installed, event_files
 from gpt_jax.train_step import Metrics, TrainState, init_state
 

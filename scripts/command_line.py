@@ -11,8 +11,9 @@ from absl import flags
 from ml_collections import config_flags
 from rich.console import Console
 
-from gpt_jax.config import Config, UserError, check_field, from_config_dict
+from gpt_jax.config import Config, check_field, from_config_dict
 from gpt_jax.interruption import Interrupted
+from gpt_jax.setting import UserError
 
 BAD_INPUT = 2
 INTERRUPTED = 130

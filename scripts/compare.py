@@ -17,9 +17,11 @@ from absl import flags
 from rich.table import Column, Table
 
 from gpt_jax import report
-from gpt_jax.config import Config, UserError
+from gpt_jax.config import Config
 from gpt_jax.metrics import duration, read_metrics
-from gpt_jax.run_folder import FREE, existing_record
+from gpt_jax.resume import FREE
+from gpt_jax.run_folder import existing_record
+from gpt_jax.setting import UserError
 
 COLUMNS = ("run", "steps", "last val", "best val", "at step", "time", "tokens/s", "differs in")
 

@@ -18,9 +18,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from gpt_jax import preparation, shards
-from gpt_jax.config import DataConfig, UserError
+from gpt_jax.config import DataConfig
 from gpt_jax.lock import one_writer
-from gpt_jax.setting import POSITIVE, checked
+from gpt_jax.setting import POSITIVE, UserError, checked
 
 
 def define_flags(values: flags.FlagValues, argv: list[str]) -> None:

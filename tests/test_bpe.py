@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from gpt_jax import bpe, play
 from gpt_jax import tokenizer as tokenizer_module
-from gpt_jax.config import UserError
+from gpt_jax.setting import UserError
 from gpt_jax.tokenizer import BPETokenizer, load_tokenizer, make_tokenizer, save_tokenizer
 
 # What tokenizers differ in: words, numbers, spaces of all kinds, scripts, marks, what is special.

@@ -13,13 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
-from gpt_jax.config import (
-    SECTIONS,
-    Config,
-    UserError,
-    default_config,
-    from_config_dict,
-)
+from gpt_jax.config import SECTIONS, Config, default_config, from_config_dict
+from gpt_jax.setting import UserError
 
 
 def test_defaults_survive_configdict_and_json():

@@ -40,7 +40,8 @@ def test_ci_runs_the_test_command_of_the_readme():
 def test_the_picture_of_the_readme_names_every_module_and_script():
     picture = README.split("## How it is built")[1].split("```")[1]
     named = set(re.findall(r"(\w+\.py)", picture))
-    named |= {"setting.py", "config.py", "config_table.py", "files.py", "__init__.py"}
+    named |= {"setting.py", "sections.py", "config.py", "config_table.py"}
+    named |= {"files.py", "__init__.py"}
     files = [*(ROOT / "gpt_jax").glob("*.py"), *(ROOT / "scripts").glob("*.py")]
     assert named == {path.name for path in files}
 

@@ -11,8 +11,9 @@ from safetensors.numpy import load_file
 
 import gpt_jax
 from gpt_jax import bpe, export, gpt2, play, training
-from gpt_jax.config import Config, GPTConfig, UserError
+from gpt_jax.config import Config, GPTConfig
 from gpt_jax.model import GPT
+from gpt_jax.setting import UserError
 from gpt_jax.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer
 
 TEXT = "The king\r\n\tof <|endof|> Öland 王 \U0001f600  said: don't!\n\n"

@@ -18,8 +18,8 @@ from flax import traverse_util
 from safetensors.numpy import load_file, save_file
 
 from gpt_jax import gpt2
-from gpt_jax.config import UserError
 from gpt_jax.model import GPT
+from gpt_jax.setting import UserError
 from gpt_jax.train_step import window_losses
 
 

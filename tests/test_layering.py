@@ -10,6 +10,7 @@ from conftest import ROOT
 # Each module may import those before it.
 ORDER = [
     "setting",
+    "sections",
     "config",
     "config_table",
     "files",
@@ -32,6 +33,7 @@ ORDER = [
     "sampling",
     "digest",
     "run_folder",
+    "resume",
     "gpt2",
     "pretrained",
     "damage",
@@ -51,6 +53,7 @@ ORDER = [
 WITHOUT_JAX = [
     *(
         "setting",
+        "sections",
         "config",
         "config_table",
         "files",
@@ -64,7 +67,7 @@ WITHOUT_JAX = [
         "preparation",
         "data",
     ),
-    *("run_folder", "gpt2", "damage", "metrics", "tensorboard", "report"),
+    *("run_folder", "resume", "gpt2", "damage", "metrics", "tensorboard", "report"),
 ]
 
 

@@ -8,8 +8,8 @@ import train
 from conftest import GPT2_TINY, ROOT
 
 from gpt_jax import sharding, train_step
-from gpt_jax.config import UserError
 from gpt_jax.plan import flops_per_token, plan
+from gpt_jax.setting import UserError
 
 
 @pytest.fixture

@@ -10,9 +10,10 @@ from flax import traverse_util
 import gpt_jax
 from gpt_jax import evaluation, gpt2, training
 from gpt_jax.checkpoint import Checkpoints
-from gpt_jax.config import Config, UserError
+from gpt_jax.config import Config
 from gpt_jax.metrics import read_metrics
 from gpt_jax.run_folder import read_record
+from gpt_jax.setting import UserError
 
 SOURCE = str(GPT2_TINY)
 

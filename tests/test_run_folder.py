@@ -11,15 +11,8 @@ from hypothesis import strategies as st
 
 from gpt_jax.config import Config
 from gpt_jax.metrics import read_metrics
-from gpt_jax.run_folder import (
-    Record,
-    check_same_corpus,
-    check_same_run,
-    read_record,
-    record_changes,
-    with_recorded_choices,
-    write_record,
-)
+from gpt_jax.resume import check_same_corpus, check_same_run, record_changes, with_recorded_choices
+from gpt_jax.run_folder import Record, read_record, write_record
 from gpt_jax.setting import UserError
 from gpt_jax.tokenizer import CharTokenizer, load_tokenizer
 

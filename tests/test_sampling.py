@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from gpt_jax import sampling
-from gpt_jax.config import SampleConfig, UserError
+from gpt_jax.config import SampleConfig
 from gpt_jax.model import GPT, init_cache
 from gpt_jax.sampling import (
     _cut_to_top_k,
@@ -25,6 +25,7 @@ from gpt_jax.sampling import (
     sample_token,
     stream,
 )
+from gpt_jax.setting import UserError
 from gpt_jax.tokenizer import CharTokenizer
 
 LOGITS = jnp.log(jnp.array([0.1, 0.4, 0.05, 0.3, 0.15]))

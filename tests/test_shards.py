@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from gpt_jax import play, preparation, shards
-from gpt_jax.config import DataConfig, UserError
+from gpt_jax.config import DataConfig
 from gpt_jax.corpus import load_corpus
 from gpt_jax.preparation import prepare
+from gpt_jax.setting import UserError
 from gpt_jax.tokenizer import make_tokenizer
 
 TEXT = play.write()[:20_000]

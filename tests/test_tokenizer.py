@@ -95,7 +95,7 @@ def test_json_keeps_a_tokenizer(kind, tmp_path):
 
 @given(ANY_TEXT, st.sampled_from(["char", "byte"]), st.data())
 def test_pieces_join_to_the_text(text, kind, data):
-    tokenizer = make_tokenizer(kind, text)
+    tokenizer = make_tokenizer(kind, text, 0)
     decode, ids, joined = tokenizer.decoder(), tokenizer.encode(text), ""
     while len(ids):
         count = data.draw(st.integers(1, len(ids)))

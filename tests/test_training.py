@@ -16,9 +16,10 @@ from soak import arrays, log, sample
 import gpt_jax
 from gpt_jax import corpus, sharding, train_step, training
 from gpt_jax.checkpoint import Checkpoints
-from gpt_jax.config import Config, UserError
+from gpt_jax.config import Config
 from gpt_jax.metrics import read_metrics
 from gpt_jax.run_folder import read_record
+from gpt_jax.setting import UserError
 from gpt_jax.tokenizer import load_tokenizer, make_tokenizer, save_tokenizer
 
 

@@ -14,8 +14,8 @@ from test_checkpoint import target
 import gpt_jax
 from gpt_jax import training
 from gpt_jax.checkpoint import Checkpoints
-from gpt_jax.config import UserError
 from gpt_jax.run_folder import existing_record
+from gpt_jax.setting import UserError
 
 
 @pytest.fixture
