@@ -27,7 +27,7 @@ from gpt_jax.checkpoint import Checkpoints
 from gpt_jax.config import Config, GPTConfig, MeshConfig, SampleConfig, check_field
 from gpt_jax.model import GPT
 from gpt_jax.run_folder import existing_record, matching_tokenizer
-from gpt_jax.setting import ANY, NOT_NEGATIVE, POSITIVE, SEED, UserError, checked
+from gpt_jax.setting import ANY, INT32, NOT_NEGATIVE, POSITIVE, UserError, checked
 from gpt_jax.sharding import make_mesh
 from gpt_jax.text_stream import TextStream
 from gpt_jax.tokenizer import Tokenizer
@@ -173,7 +173,7 @@ class TrainedModel:
           UserError: as `generate_batch`, at the call and not at the first piece.
         """
         chosen = self.sample_config(prompt, **options)
-        checked("seed", seed, int, SEED)
+        checked("seed", seed, int, INT32)
         checked("num_samples", num_samples, int, POSITIVE)
         checked("piece", piece, int, NOT_NEGATIVE)
         checked("stop", stop, str, ANY)

@@ -58,6 +58,14 @@ def residual_stddev(config: GPTConfig) -> float:
     return 0.0 if config.zero_init else INIT_STDDEV / math.sqrt(2 * config.n_layer)
 
 
+def shared(x: jax.Array, *names: str | None) -> jax.Array:
+    """Activations whose axes after (batch, length) are laid over the mesh by their names.
+
+    Where no mesh was named (one device, decoding), nothing happens; see sharding.py.
+    """
+    return nn.with_logical_constraint(x, ("batch", "length", *names))
+
+
 def norm(config: GPTConfig) -> nn.Module:
     """A normalisation of the stream."""
     return RMSNorm() if config.norm == "rms" else LayerNorm(config.bias)
@@ -99,6 +107,7 @@ class Attention(nn.Module):
         rate, dtype = self.config.dropout, self.config.matmul_dtype
         q_BTHD, k_BTHD, v_BTHD = self._heads(x_BTC, 0)
         k_BTHD, v_BTHD = (jnp.repeat(x, self._groups, axis=2) for x in (k_BTHD, v_BTHD))
+        q_BTHD, k_BTHD, v_BTHD = (shared(x, "heads", "head_dim") for x in (q_BTHD, k_BTHD, v_BTHD))
         y_BTHD = causal_attention(q_BTHD, k_BTHD, v_BTHD, keys_B, site, rate, dtype)
         return dropout(self.c_proj(y_BTHD), keys_B, site + 1, rate)
 
@@ -158,6 +167,7 @@ class MLP(nn.Module):
             h_BTF = activation(self.c_gate(x_BTC)) * self.c_fc(x_BTC)
         else:
             h_BTF = activation(self.c_fc(x_BTC))
+        h_BTF = shared(h_BTF, "mlp")
         return dropout(self.c_proj(h_BTF), keys_B, site, self.config.dropout)
 
 
@@ -173,8 +183,8 @@ class Block(nn.Module):
         self.ln_2, self.mlp = norm(self.config), MLP(self.config)
 
     def __call__(self, x_BTC: jax.Array, keys_B: jax.Array | None, site: int) -> jax.Array:
-        x_BTC = x_BTC + self.attn(self.ln_1(x_BTC), keys_B, site)
-        return x_BTC + self.mlp(self.ln_2(x_BTC), keys_B, site + 2)
+        x_BTC = x_BTC + shared(self.attn(self.ln_1(x_BTC), keys_B, site), None)
+        return x_BTC + shared(self.mlp(self.ln_2(x_BTC), keys_B, site + 2), None)
 
     def decode(
         self, x_BTC: jax.Array, cache: KeysValues, start: jax.Array
@@ -210,7 +220,7 @@ class GPT(nn.Module):
 
         Returns: float32 logits, shape (B, T, V).
         """
-        e_BTC = x_BTC = self._embed(tokens_BT, 0)
+        e_BTC = x_BTC = shared(self._embed(tokens_BT, 0), None)
         for layer, block in enumerate(self.h):
             x_BTC = block(self._stream(x_BTC, e_BTC), keys_B, layer * Block.SITES)
         return self._logits(x_BTC)
@@ -238,7 +248,10 @@ class GPT(nn.Module):
         return self._logits(x_BTC), tuple(new)
 
     def _embed(self, tokens_BT: jax.Array, start: jax.Array | int) -> jax.Array:
-        x_BTC = self.wte(tokens_BT)
+        # Fetched over the mesh as a whole: a look-up in a table that is shared along `embed` makes
+        # XLA copy the activations to all devices ("involuntary full rematerialization").
+        table_VC = nn.with_logical_constraint(self.wte.embedding, ("vocab", None))
+        x_BTC = jnp.take(table_VC, tokens_BT, axis=0)
         if self.config.position == "learned":
             size = tokens_BT.shape[1]
             x_BTC = x_BTC + lax.dynamic_slice_in_dim(self.wpe.embedding, start, size)
@@ -258,7 +271,7 @@ class GPT(nn.Module):
             logits_BTV = einsum("btc,vc->btv", x_BTC, self.wte.embedding, dtype)
         else:
             logits_BTV = self.lm_head(x_BTC)
-        return softcap(logits_BTV, self.config.logit_softcap)
+        return softcap(shared(logits_BTV, "vocab"), self.config.logit_softcap)
 
     def _table(self, rows: int, axis: str) -> nn.Embed:
         init = named(normal(INIT_STDDEV), axis, "embed")

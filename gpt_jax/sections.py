@@ -13,10 +13,10 @@ from gpt_jax.setting import (
     BPE_SIZE,
     FILLED,
     INSIDE_ONE,
+    INT32,
     NOT_NEGATIVE,
     POSITIVE,
     REST_OR_POSITIVE,
-    SEED,
     TOKENIZER,
     UP_TO_256,
     UP_TO_1000,
@@ -34,9 +34,7 @@ class GPTConfig(Section):
 
     SECTION: ClassVar[str] = "model"
 
-    vocab_size: int = setting(
-        0, NOT_NEGATIVE, "ids; 0 = as many as the tokenizer has; more: padded"
-    )
+    vocab_size: int = setting(0, INT32, "ids; 0 = as many as the tokenizer has; more: padded")
     block_size: int = setting(128, POSITIVE, "context length, in tokens")
     n_layer: int = setting(4, UP_TO_256, "blocks")  # Describing 1,000 takes a minute.
     n_head: int = setting(4, POSITIVE, "attention heads per block; must divide n_embd")
@@ -165,7 +163,7 @@ class TrainConfig(Section):
 
     SECTION: ClassVar[str] = "train"
 
-    seed: int = setting(0, SEED, "seed of parameters, batches and dropout")
+    seed: int = setting(0, INT32, "seed of parameters, batches and dropout")
     steps: int = setting(3000, NOT_NEGATIVE, "updates in the whole run; 0 = only evaluate")
     batch_size: int = setting(32, POSITIVE, "windows of text per update, over all devices")
     microbatch_size: int = setting(0, NOT_NEGATIVE, "windows at a time on one device; 0 = chosen")

@@ -6,20 +6,22 @@ A laptop's cores, a server's GPUs and a cluster's hosts are the same to the rest
 Shapes: A microbatches in a row, M windows of one microbatch over all devices, W tokens of a window.
 """
 
+import contextlib
 import dataclasses
 import math
 import os
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from flax import linen as nn
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from gpt_jax.config import Config, MeshConfig
+from gpt_jax.config import Config, GPTConfig, MeshConfig
 from gpt_jax.setting import UserError
 
 MESH_AXES = ("data", "fsdp", "tensor")
@@ -43,6 +45,7 @@ CPU_MICROBATCH_TOKENS = 256
 
 # More devices than this in one process take long to compile for and wait for one another.
 MAX_CPU_DEVICES = 16
+MOST_PLANNED = 1024
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
@@ -127,6 +130,21 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device]) -> Mesh:
     return jax.make_mesh(shape, MESH_AXES, (AxisType.Auto,) * 3, devices=devices)
 
 
+def make_abstract_mesh(config: MeshConfig) -> AbstractMesh:
+    """The mesh (data, fsdp, tensor) of devices that are not at hand, to plan with.
+
+    Raises:
+      UserError: for more than MOST_PLANNED devices.
+    """
+    shape = (config.data, config.fsdp, config.tensor)
+    if math.prod(shape) > MOST_PLANNED:
+        raise UserError(
+            f"mesh.data = {config.data}, mesh.fsdp = {config.fsdp} and mesh.tensor = "
+            f"{config.tensor} are {math.prod(shape)} devices: plan for {MOST_PLANNED} at most"
+        )
+    return AbstractMesh(shape, MESH_AXES, (AxisType.Auto,) * 3)
+
+
 @dataclasses.dataclass(frozen=True)
 class BatchLayout:
     """How the B windows of a batch are laid out: A microbatches of M, shared by the devices.
@@ -148,7 +166,7 @@ class BatchLayout:
         return jax.device_put(windows_BW.reshape(shape), self.sharding)
 
 
-def make_batch_layout(config: Config, mesh: Mesh) -> BatchLayout:
+def make_batch_layout(config: Config, mesh: Mesh | AbstractMesh) -> BatchLayout:
     """The layout of `train.batch_size` windows over the mesh.
 
     Raises:
@@ -171,15 +189,15 @@ def make_batch_layout(config: Config, mesh: Mesh) -> BatchLayout:
     return BatchLayout(local // size, size * ways, size, NamedSharding(mesh, spec))
 
 
-def _choose_microbatch(config: Config, mesh: Mesh, local: int) -> int:
-    if mesh.devices.flat[0].platform != "cpu":
+def _choose_microbatch(config: Config, mesh: Mesh | AbstractMesh, local: int) -> int:
+    if isinstance(mesh, AbstractMesh) or mesh.devices.flat[0].platform != "cpu":
         return local
     # Not one window, however long: an axis of size 1 makes XLA:CPU's sums over rows (softmax,
     # LayerNorm) seven times slower; configs/small.py took 631 ms a step and with two windows 468.
     return _largest_divisor(local, max(2, CPU_MICROBATCH_TOKENS // config.model.block_size))
 
 
-def tree_shardings(boxed: Any, mesh: Mesh) -> Any:
+def tree_shardings(boxed: Any, mesh: Mesh | AbstractMesh) -> Any:
     """A sharding for every array of a tree whose parameters carry logical axis names.
 
     An axis that the mesh does not divide is left whole, with a line on stderr that says so.
@@ -197,7 +215,7 @@ def tree_shardings(boxed: Any, mesh: Mesh) -> Any:
 
 
 def _sharding(
-    shape: tuple[int, ...], names: PartitionSpec, mesh: Mesh, whole: set[str]
+    shape: tuple[int, ...], names: PartitionSpec, mesh: Mesh | AbstractMesh, whole: set[str]
 ) -> NamedSharding:
     spec = []
     for name, size in zip(names, shape, strict=False):  # What has no names is whole on each device.
@@ -210,3 +228,25 @@ def _sharding(
             )
         spec.append(None if size % ways else axes or None)
     return NamedSharding(mesh, PartitionSpec(*spec))
+
+
+@contextlib.contextmanager
+def activations_over(mesh: Mesh, config: GPTConfig) -> Iterator[None]:
+    """Within it, activations are laid over `mesh` as the model names their axes.
+
+    Left to itself, the compiler may share a product along `embed` instead, and sums activations
+    over the devices where it could fetch the few parameters.
+    """
+    sizes = {
+        "vocab": config.vocab_size,
+        "heads": config.n_head,
+        "mlp": config.n_inner or 4 * config.n_embd,
+    }
+    rules: list[tuple[str, tuple[str, ...]]] = [("batch", BATCH_AXES)]
+    rules += [(name, RULES[name]) for name, size in sizes.items() if _divides(mesh, name, size)]
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), nn.logical_axis_rules(rules):
+        yield
+
+
+def _divides(mesh: Mesh, name: str, size: int) -> bool:
+    return size % math.prod(mesh.shape[axis] for axis in RULES[name]) == 0

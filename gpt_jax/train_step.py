@@ -16,12 +16,12 @@ import optax
 from flax import linen as nn
 from flax import struct
 from jax import lax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from gpt_jax.config import Config
 from gpt_jax.model import GPT
 from gpt_jax.optimizer import make_optimizer, make_schedule
-from gpt_jax.sharding import BatchLayout, tree_shardings
+from gpt_jax.sharding import BatchLayout, activations_over, tree_shardings
 
 Metrics = dict[str, jax.Array]
 
@@ -58,7 +58,7 @@ def _init(config: Config) -> TrainState:
     return TrainState(zero, params, opt_state, key, zero, zero, average)
 
 
-def abstract_state(config: Config, mesh: Mesh) -> TrainState:
+def abstract_state(config: Config, mesh: Mesh | AbstractMesh) -> TrainState:
     """Shape, dtype and sharding of every array of the state; allocates nothing."""
     boxed = jax.eval_shape(lambda: _init(config))
     return jax.tree.map(
@@ -137,7 +137,8 @@ def shared_loss_and_grads(
     look-up in a sharded table where an axis is left to it and another is not: jax 0.10.2.)
     """
     if mesh.shape["data"] < mesh.size:
-        return mean_loss_and_grads(model, params, batch_AMW, keys_AM)
+        with activations_over(mesh, model.config):
+            return mean_loss_and_grads(model, params, batch_AMW, keys_AM)
 
     def local(params: Any, batch_AMW: jax.Array, keys_AM: jax.Array) -> tuple[jax.Array, Any]:
         return lax.pmean(mean_loss_and_grads(model, params, batch_AMW, keys_AM), "data")
@@ -206,7 +207,7 @@ def make_train_step(
     return train_step
 
 
-def make_eval_step(config: Config) -> Callable[[Any, jax.Array], jax.Array]:
+def make_eval_step(config: Config, mesh: Mesh) -> Callable[[Any, jax.Array], jax.Array]:
     """The pure function `eval_step(params, batch_AMW) -> losses_AM`, without dropout.
 
     A loss is the mean of a window in nats per token.
@@ -214,7 +215,8 @@ def make_eval_step(config: Config) -> Callable[[Any, jax.Array], jax.Array]:
     model = GPT(config.model)
 
     def eval_step(params: Any, batch_AMW: jax.Array) -> jax.Array:
-        return lax.map(lambda windows_MW: window_losses(model, params, windows_MW), batch_AMW)
+        with activations_over(mesh, config.model):
+            return lax.map(lambda windows_MW: window_losses(model, params, windows_MW), batch_AMW)
 
     return eval_step
 
@@ -236,10 +238,11 @@ def jit_eval_step(
     config: Config, abstract: TrainState, layout: BatchLayout
 ) -> Callable[[Any, jax.Array], jax.Array]:
     """`make_eval_step`, jitted: parameters sharded as in training, losses on all devices."""
+    mesh = cast(Mesh, layout.sharding.mesh)
     return jax.jit(
-        make_eval_step(config),
+        make_eval_step(config, mesh),
         in_shardings=(state_shardings(abstract).evaluated, layout.sharding),
-        out_shardings=NamedSharding(layout.sharding.mesh, PartitionSpec()),
+        out_shardings=NamedSharding(mesh, PartitionSpec()),
     )
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from command_line import tell
 
 from gpt_jax.config import SampleConfig
-from gpt_jax.setting import SEED, UserError, checked
+from gpt_jax.setting import INT32, UserError, checked
 
 if TYPE_CHECKING:
     from gpt_jax.api import TrainedModel
@@ -104,7 +104,7 @@ def checked_value(name: str, value: str) -> Any:
             f"{name} = {value!r} is not a number: give one, such as /{name} 1"
         ) from None
     if name == "seed":
-        return checked(name, parsed, int, SEED)
+        return checked(name, parsed, int, INT32)
     if name != "stop":
         SampleConfig(**{name: parsed})
     return parsed

@@ -20,7 +20,7 @@ import gpt_jax
 from gpt_jax.config import MeshConfig, SampleConfig
 from gpt_jax.files import replacing
 from gpt_jax.run_folder import newest_run
-from gpt_jax.setting import POSITIVE, SEED, UserError, checked
+from gpt_jax.setting import INT32, POSITIVE, UserError, checked
 
 if TYPE_CHECKING:
     from gpt_jax.api import TrainedModel
@@ -88,7 +88,7 @@ def sample(values: flags.FlagValues, words: list[str]) -> None:
 def check_options(values: flags.FlagValues, options: dict[str, Any]) -> None:
     """Refuses what cannot work before anything is loaded."""
     SampleConfig(**options)
-    checked("seed", values.seed, int, SEED)
+    checked("seed", values.seed, int, INT32)
     checked("num_samples", values.num_samples, int, POSITIVE)
     if values.interactive and (values.num_samples > 1 or values.out):
         raise UserError("--interactive makes one text at a time: leave out --num_samples and --out")

@@ -22,7 +22,7 @@ from absl import flags
 from rich.console import Console
 from rich.progress import track
 
-from gpt_jax.setting import POSITIVE, SEED, UserError, checked
+from gpt_jax.setting import INT32, POSITIVE, UserError, checked
 
 SMALL = {
     **{"model.block_size": 16, "model.n_layer": 1, "model.n_embd": 16, "optimizer.warmup_steps": 2},
@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
     """Runs the script with a command line, the script's name first. Returns the exit status."""
 
     def soak(values: flags.FlagValues, words: list[str]) -> None:
-        for name, rule in (("kills", POSITIVE), ("steps", POSITIVE), ("seed", SEED)):
+        for name, rule in (("kills", POSITIVE), ("steps", POSITIVE), ("seed", INT32)):
             checked(name, values[name].value, int, rule)
         with tempfile.TemporaryDirectory() as folder:
             compare(Path(folder), values.kills, values.steps, random.Random(values.seed))

@@ -111,7 +111,7 @@ def show_plan(config: Config, init_from: str) -> None:
 
     config = pretrained.configured(config, init_from, None, Path())
     set_up_compiler()  # Training then finds the step compiled.
-    command_line.tell("compiling the training step")
+    command_line.tell("planning; where the devices are at hand, the step is compiled")
     table = Table("figure", Column("", justify="right"), "meaning", box=None)
     for row in plan_rows(plan(config)):
         table.add_row(*row)
@@ -121,15 +121,18 @@ def show_plan(config: Config, init_from: str) -> None:
 def plan_rows(plan: "Plan") -> list[tuple[str, str, str]]:
     """A row for every figure of a plan: its name, itself, what it means."""
     c, count = plan.config, f"{plan.config.train.batch_size} x {plan.config.model.block_size}"
+    most = "at most (XLA)" if plan.at_hand else "at least (by counting)"
     rows = [
         ("parameters", f"{plan.parameters:,}", f"vocabulary {c.model.vocab_size:,}"),
         ("their memory", megabytes(plan.parameter_bytes), "float32"),
         ("the optimizer's", megabytes(plan.optimizer_bytes), c.optimizer.name),
         ("the average's", megabytes(plan.average_bytes), "optimizer.average_decay"),
-        (
-            "a step's",
-            megabytes(plan.step_bytes),
-            f"activations and gradients on each of {plan.devices} device(s), at most (XLA)",
+        ("devices", f"{plan.devices:,}", " x ".join(f"{k} {n}" for k, n in plan.mesh.items())),
+        ("state on each", megabytes(plan.state_bytes), "parameters, optimizer, average"),
+        ("a step's on each", megabytes(plan.step_bytes), f"activations and gradients, {most}"),
+        *(
+            (f"sent along {axis}", megabytes(plan.sent[axis]), f"by each of {size} in a step")
+            for axis, size in plan.mesh.items()
         ),
         (
             "tokens a step",
@@ -140,10 +143,13 @@ def plan_rows(plan: "Plan") -> list[tuple[str, str, str]]:
         ("counted", f"{plan.counted_flops / 1e12:,.3f}", "by XLA in the compiled program"),
         ("tokens", f"{plan.tokens * c.train.steps:,}", f"in {c.train.steps:,} steps"),
     ]
-    return [row for row in rows if plan.average_bytes or row[0] != "the average's"]
+    unsaid = {"the average's"} if not plan.average_bytes else set()
+    unsaid |= {"counted"} if not plan.at_hand else set()
+    unsaid |= {f"sent along {axis}" for axis, size in plan.mesh.items() if size == 1}
+    return [row for row in rows if row[0] not in unsaid]
 
 
-def megabytes(size: int) -> str:
+def megabytes(size: float) -> str:
     """A number of bytes in MB."""
     return f"{size / 1e6:,.1f} MB"
 

@@ -30,6 +30,7 @@ ORDER = [
     "optimizer",
     "sharding",
     "train_step",
+    "communication",
     "sampling",
     "digest",
     "run_folder",

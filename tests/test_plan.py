@@ -8,7 +8,7 @@ import train
 from conftest import GPT2_TINY, ROOT
 
 from gpt_jax import sharding, train_step
-from gpt_jax.plan import flops_per_token, plan
+from gpt_jax.plan import activation_bytes, flops_per_token, plan
 from gpt_jax.setting import UserError
 
 
@@ -56,6 +56,42 @@ def test_operations_do_not_depend_on_the_layout_and_memory_does(unread):
     for found in plans:
         assert found.counted_flops == pytest.approx(plans[0].counted_flops, rel=0.3)
     assert plans[1].step_bytes < plans[0].step_bytes
+
+
+@pytest.mark.parametrize("sizes", [(1024, 1, 1), (8, 32, 4)], ids=str)
+def test_devices_that_are_not_here_are_planned_for_from_shapes(unread, sizes):
+    config = unread.with_values("mesh", data=sizes[0], fsdp=sizes[1], tensor=sizes[2])
+    config = config.with_values("train", batch_size=1024, microbatch_size=0)
+    config = config.with_values("model", vocab_size=1024, n_embd=128, n_head=4)
+    found = plan(config)
+    assert not found.at_hand
+    assert found.devices == 1024
+    assert found.parameters == plan(config.with_values("mesh", data=1, fsdp=1, tensor=1)).parameters
+    everywhere = 3 * 4 * found.parameters
+    if sizes[1:] == (1, 1):  # And seven small numbers: steps, counts, the key.
+        assert 0 < found.state_bytes - everywhere < 64
+        assert found.sent["data"] == 2 * found.parameter_bytes * 1023 / 1024
+        assert found.sent["fsdp"] == found.sent["tensor"] == 0
+    else:
+        assert everywhere / 128 < found.state_bytes < everywhere / 100
+        assert min(found.sent.values()) > 0
+
+
+def test_more_devices_than_can_be_planned_for_are_refused(unread):
+    with pytest.raises(UserError, match="are 1025 devices: plan for 1024 at most"):
+        plan(unread.with_values("mesh", data=1025))
+
+
+def test_what_a_step_keeps_is_counted_close_to_what_is_compiled(unread):
+    """XLA on a CPU takes up to twice as much, and never less."""
+    config = unread.with_values("model", n_layer=2, n_embd=64, block_size=64)
+    config = config.with_values("train", microbatch_size=8)
+    found = plan(config)
+    counted = activation_bytes(found.config.model, 8) + found.parameter_bytes
+    assert counted < found.step_bytes < 2.2 * counted
+    assert activation_bytes(found.config.model, 8, tensor=2) < 0.7 * activation_bytes(
+        found.config.model, 8
+    )
 
 
 def test_nothing_is_allocated(unread):

@@ -73,7 +73,9 @@ def change_config(run, **model):
         ({"n_embd": 2**62, "n_head": 1}, "does not fit the config.json"),
         ({"block_size": 10**12}, "does not fit the config.json"),
         ({"n_layer": 10**6}, r"n_layer = 1000000 is out of range: it must be 1 to 256"),
-        ({"vocab_size": 10**12}, "tokens, the model of config.json"),
+        ({"vocab_size": 10**12}, r"vocab_size = 1000000000000 is out of range"),
+        ({"vocab_size": 2**31 - 1}, "does not fit the config.json"),
+        ({"vocab_size": 2}, "tokens, the model of config.json"),
         ({"matmul_dtype": "auto"}, "leaves model.matmul_dtype to choose"),
     ],
 )
