@@ -25,6 +25,8 @@ def get_config() -> ConfigDict:
     config.model.tie_embeddings = True
     config.optimizer.name = "adamw"
     config.optimizer.learning_rate = 1e-3
+    config.optimizer.min_learning_rate = 1e-4
+    config.optimizer.schedule = "cosine"
     config.optimizer.weight_decay = 0.1
     config.train.steps = 5000
     config.train.batch_size = 64

@@ -46,6 +46,7 @@ def get_config(size: str = "small") -> ConfigDict:
     config.optimizer.name = "adamw"
     config.optimizer.learning_rate = peak
     config.optimizer.min_learning_rate = peak / 10
+    config.optimizer.schedule = "cosine"
     config.optimizer.warmup_steps = 700
     config.optimizer.b2 = 0.95
     config.optimizer.weight_decay = 0.1

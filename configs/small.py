@@ -20,5 +20,7 @@ def get_config() -> ConfigDict:
     config.model.block_size = 256
     config.model.dropout = 0.2
     config.optimizer.learning_rate = 1e-3
+    config.optimizer.min_learning_rate = 1e-4
+    config.optimizer.schedule = "cosine"
     config.train.batch_size = 16
     return config

@@ -12,5 +12,5 @@ from gpt_jax.config import default_config
 
 
 def get_config() -> ConfigDict:
-    """The defaults of gpt_jax/config.py."""
+    """The defaults of gpt_jax/sections.py."""
     return default_config()

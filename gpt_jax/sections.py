@@ -119,12 +119,12 @@ class OptimizerConfig(Section):
         "adam", one_of("adam", "adamw", "muon"),
         "update rule; muon = Muon for the matrices of the blocks, AdamW for the rest",
     )  # fmt: skip
-    learning_rate: float = setting(2e-3, POSITIVE, "peak learning rate, reached after warm-up")
-    min_learning_rate: float = setting(1e-4, NOT_NEGATIVE, "learning rate at the last step")
+    learning_rate: float = setting(3e-3, POSITIVE, "peak learning rate, reached after warm-up")
+    min_learning_rate: float = setting(0.0, NOT_NEGATIVE, "learning rate at the last step")
     warmup_steps: int = setting(100, NOT_NEGATIVE, "steps of linear warm-up")
     schedule: str = setting(
-        "cosine", one_of("cosine", "linear", "stable", "constant"),
-        "learning rate after warm-up: half a cosine or a line down to the minimum; stable = "
+        "linear", one_of("linear", "cosine", "stable", "constant"),
+        "learning rate after warm-up: a line or half a cosine down to the minimum; stable = "
         "constant, and the line over the last decay_fraction of the run",
     )  # fmt: skip
     decay_fraction: float = setting(0.2, UP_TO_ONE, "share of the run in which stable decays")

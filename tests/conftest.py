@@ -27,6 +27,8 @@ from gpt_jax.config import Config
 ROOT = Path(__file__).parent.parent
 GPT2_TINY = Path(__file__).parent / "gpt2_tiny"  # A folder as Hugging Face has it.
 
+COSINE = {"schedule": "cosine", "min_learning_rate": 1e-4}
+
 # The same examples everywhere, and no limit on their time: machines differ.
 hypothesis.settings.register_profile("same", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("same")
@@ -61,7 +63,7 @@ def small() -> Config:
                 "dropout": 0.25,
                 "matmul_dtype": "float32",
             },
-            "optimizer": {"learning_rate": 1e-2, "warmup_steps": 2},
+            "optimizer": {"learning_rate": 1e-2, "warmup_steps": 2} | COSINE,
             "train": {"steps": 10, "batch_size": 8, "microbatch_size": 2},
             "mesh": {"cpu_devices": 1},
         }
@@ -85,7 +87,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "model": {"block_size": 16, "n_layer": 2, "n_head": 2, "n_embd": 32, "dropout": 0.1}
             | {"matmul_dtype": "float32"},
             "data": {"corpus": str(path)},
-            "optimizer": {"learning_rate": 1e-2, "warmup_steps": 2},
+            "optimizer": {"learning_rate": 1e-2, "warmup_steps": 2} | COSINE,
             "train": {"steps": 200, "batch_size": 8, "microbatch_size": 8, "eval_every": 100}
             | {"checkpoint_every": 100},
             "sample": {"prompt": "The ", "max_new_tokens": 20},

@@ -19,7 +19,7 @@ def schedule(**values):
 
 
 def test_cosine_at_its_corners():
-    rate = schedule()
+    rate = schedule(schedule="cosine")
     assert rate(0) == pytest.approx(0.1)
     assert rate(4) == pytest.approx(0.5)
     assert rate(9) == pytest.approx(1.0)
@@ -165,7 +165,7 @@ def test_two_updates_against_numpy(name, decay, scale):
             update = mean[k] / (1 - 0.8**step) / (np.sqrt(square[k] / (1 - 0.9**step)) + 1e-8)
             if k == "kernel":
                 update = update + decay * expected[k]
-            expected[k] = expected[k] - 2e-3 * step / 4 * update
+            expected[k] = expected[k] - 3e-3 * step / 4 * update
         for k in params:
             np.testing.assert_allclose(params[k], expected[k], rtol=1e-5)
 
@@ -179,5 +179,5 @@ def test_without_clipping_the_gradient_is_taken_whole():
         make_optimizer(c).update(grads, make_optimizer(c).init(params), params)[0]["kernel"]
         for c in (config, clipped)
     )
-    np.testing.assert_allclose(plain, -2e-5, rtol=1e-5)
+    np.testing.assert_allclose(plain, -3e-5, rtol=1e-5)
     assert (np.abs(tiny) < np.abs(plain)).all()
