@@ -140,7 +140,8 @@ def plan_rows(plan: "Plan") -> list[tuple[str, str, str]]:
         ("counted", f"{plan.counted_flops / 1e12:,.3f}", "by XLA in the compiled program"),
         ("tokens", f"{plan.tokens * c.train.steps:,}", f"in {c.train.steps:,} steps"),
     ]
-    return [row for row in rows if plan.average_bytes or row[0] != "the average's"]
+    absent = {"the average's": not plan.average_bytes, "counted": not plan.counted_flops}
+    return [row for row in rows if not absent.get(row[0])]
 
 
 def megabytes(size: int) -> str:
