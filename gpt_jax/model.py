@@ -205,7 +205,7 @@ class GPT(nn.Module):
         self.wte = self._table(c.vocab_size, "vocab")
         if c.position == "learned":
             self.wpe = self._table(c.block_size, "length")
-        self.h = Block(c) if c.scan_layers else [Block(c) for _ in range(c.n_layer)]
+        self.h = Block(c) if c.scan_layers else [Block(c) for _ in range(c.n_layer)]  # stacking.py
         self.ln_f = norm(c)
         if not c.tie_embeddings:
             names = ("embed", "vocab")
@@ -233,8 +233,8 @@ class GPT(nn.Module):
         """Logits after each of T tokens that take the positions from `start` on, and the cache.
 
         Up to rounding `__call__`'s at these positions, if the cache holds the tokens before them.
-        Only of an unrolled model, see `stacking.unrolled`.
-        What it holds at later positions is neither read nor kept.
+        What it holds at later positions is neither read nor kept. For the unrolled model, which
+        `stacking.unrolled` makes of a scanned one.
 
         Args:
           tokens_BT: ids below vocab_size; start + T is at most block_size.
