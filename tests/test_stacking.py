@@ -78,17 +78,9 @@ def test_logits_and_gradients_are_those_of_the_plain_model(config, remat, scan_l
     other = dataclasses.replace(config, remat=remat, scan_layers=scan_layers)
     grads, logits = gradient(other, stack(params) if scan_layers else params, tokens)
     assert_near(logits, expected_logits, 1e-6)
-    assert_near(unstack(grads) if scan_layers else grads, expected, 2e-5)  # They are up to 100.
-
-
-def test_a_scanned_model_without_a_block_of_its_own_layer_is_another(config):
-    """The order of the blocks counts, and each has masks of its own."""
-    params = nn.unbox(init(config))
-    scanned, tokens = dataclasses.replace(config, scan_layers=True), jnp.zeros((2, 16), jnp.int32)
-    _, logits = gradient(scanned, stack(params), tokens)
-    swapped = params | {"h_0": params["h_1"], "h_1": params["h_0"]}
-    _, others = gradient(scanned, stack(swapped), tokens)
-    assert np.abs(logits - others).max() > 1e-4
+    assert_near(
+        unstack(grads) if scan_layers else grads, expected, 2e-5
+    )  # They reach 44, logits 2.
 
 
 def test_blocks_that_are_computed_again_need_less_memory(config):
