@@ -46,11 +46,14 @@ def run_blocks(config: GPTConfig, blocks: Any, run: Run, x_BTC: jax.Array) -> ja
     return x_BTC
 
 
+def plain(config: GPTConfig) -> GPTConfig:
+    """The same model, unrolled and without what serves training alone: for every machine."""
+    return dataclasses.replace(config, attention="xla", remat=False, scan_layers=False)
+
+
 def unrolled(config: GPTConfig, params: Any) -> tuple[GPTConfig, Any]:
-    """The same model as decoding, export and every machine know it: blocks apart, nothing in its
-    configuration that is for training alone."""
-    plain = dataclasses.replace(config, attention="xla", remat=False, scan_layers=False)
-    return plain, unstack(params) if config.scan_layers else params
+    """The model as decoding and export know it: its `plain` configuration and parameters."""
+    return plain(config), unstack(params) if config.scan_layers else params
 
 
 def stack(params: Any) -> Any:

@@ -6,7 +6,6 @@ Shapes: A microbatches in a row, M windows of each, B = A M windows of a batch, 
 of a window (see data.py), V vocabulary. Losses are in nats per token.
 """
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -23,7 +22,7 @@ from gpt_jax.config import Config, GPTConfig
 from gpt_jax.model import GPT
 from gpt_jax.optimizer import make_optimizer, make_schedule
 from gpt_jax.sharding import BatchLayout, tree_shardings
-from gpt_jax.stacking import stack
+from gpt_jax.stacking import plain, stack
 
 Metrics = dict[str, jax.Array]
 
@@ -62,9 +61,8 @@ def _init(config: Config) -> TrainState:
 def _init_params(config: GPTConfig, key: jax.Array) -> Any:
     """Boxed parameters. Of blocks that are scanned they are the same numbers, stacked: `nn.scan`
     itself would draw others."""
-    unrolled = dataclasses.replace(config, scan_layers=False)
     tokens_BT = jnp.zeros((1, config.block_size), jnp.int32)
-    params = GPT(unrolled).init(key, tokens_BT)["params"]
+    params = GPT(plain(config)).init(key, tokens_BT)["params"]
     return stack(params) if config.scan_layers else params
 
 

@@ -172,7 +172,7 @@ def test_a_scanned_run_is_exported(scanned_run, tmp_path):
 def test_what_decodes_a_model_is_unrolled_and_of_every_machine(config):
     params = {"h": {"kernel": jnp.arange(6.0).reshape(3, 2)}, "ln_f": jnp.ones(2)}
     scanned = dataclasses.replace(config, scan_layers=True, remat=True, attention="cudnn")
-    plain, apart = unrolled(scanned, params)
-    assert plain == config
+    same, apart = unrolled(scanned, params)
+    assert same == config
     assert apart["h_1"]["kernel"].tolist() == [2.0, 3.0]
     assert unrolled(config, apart) == (config, apart)
