@@ -11,7 +11,8 @@ which the command runs, or --config.data.tokenizer=PATH (with =bpe byte pairs of
 Architecture: Radford et al. (2019), but for one thing: GPT-2 drops out after the embeddings, too.
 Its paper does not tell learning rates; these, Adam's second decay, weight decay and the batch (here
 of 512 x 1024 tokens) are those of GPT-3's models of these sizes (Brown et al., 2020, table 2.1 and
-appendix B). 20,000 steps are 10.5 billion tokens.
+appendix B). 20,000 steps are 10.5 billion tokens. The many blocks of large and xl are scanned and
+computed again in the backward pass: docs/gpt2.md, "Long models", has what that saves.
 """
 
 from ml_collections import ConfigDict
@@ -25,6 +26,7 @@ SIZES = {
     "large": (36, 20, 1280, 2.5e-4),
     "xl": (48, 25, 1600, 2e-4),
 }
+LONG = ("large", "xl")
 
 
 def get_config(size: str = "small") -> ConfigDict:
@@ -42,6 +44,7 @@ def get_config(size: str = "small") -> ConfigDict:
     config.model.qkv_bias = True
     config.model.tie_embeddings = True
     config.model.activation = "gelu_tanh"
+    config.model.scan_layers = config.model.remat = size in LONG
     config.data.tokenizer = "gpt2"
     config.optimizer.name = "adamw"
     config.optimizer.learning_rate = peak

@@ -29,6 +29,7 @@ from gpt_jax.model import GPT
 from gpt_jax.run_folder import existing_record, matching_tokenizer
 from gpt_jax.setting import ANY, INT32, NOT_NEGATIVE, POSITIVE, UserError, checked
 from gpt_jax.sharding import make_mesh
+from gpt_jax.stacking import unrolled
 from gpt_jax.text_stream import TextStream
 from gpt_jax.tokenizer import Tokenizer
 from gpt_jax.train_step import abstract_state, token_losses
@@ -53,6 +54,8 @@ def load(folder: str | os.PathLike[str], step: str | int = "best") -> "TrainedMo
         saved = checkpoints.find(str(step))
         alone = make_mesh(MeshConfig(), jax.local_devices()[:1])
         params = checkpoints.restore_evaluated(saved.step, abstract_state(config, alone))
+    model, params = unrolled(config.model, params)
+    config = dataclasses.replace(config, model=model)
     return TrainedModel(workdir, config, tokenizer, params, saved.step, saved.val_loss)
 
 
@@ -76,7 +79,7 @@ class TrainedModel:
 
     Attributes:
       workdir: the run's folder.
-      config: as recorded by the run.
+      config: as recorded by the run, but of the unrolled model, see stacking.py.
       params: float32 arrays under GPT-2's names.
       step: finished updates; val_loss: held-out loss then, in nats per token (inf: not known).
     """

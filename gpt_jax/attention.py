@@ -1,5 +1,5 @@
-"""Causal attention: of whole windows, with dropout and a gradient, and over a cache; rotary
-positions.
+"""Causal attention: of whole windows, with dropout and a gradient, by cuDNN, and over a cache;
+rotary positions.
 
 Shapes (the suffix of a name): B rows, T time of the queries, S time of the keys, H heads, N rows
 times heads, D width of a head, P half of it.
@@ -42,7 +42,7 @@ def causal_attention(
     k_BTHD: jax.Array,
     v_BTHD: jax.Array,
     keys_B: jax.Array | None = None,
-    site: int = 0,
+    site: jax.Array | int = 0,
     rate: float = 0.0,
     dtype: str = "float32",
 ) -> jax.Array:
@@ -67,6 +67,23 @@ def causal_attention(
     return jnp.concatenate(blocks, axis=1)
 
 
+def cudnn_attention(q_BTHD: jax.Array, k_BSHD: jax.Array, v_BSHD: jax.Array) -> jax.Array:
+    """`causal_attention` in bfloat16 by cuDNN's kernel, which never holds all weights at once.
+
+    For GPUs that `sharding.check_attention` lets pass. Without dropout: jax.nn has none for it.
+
+    Args:
+      k_BSHD, v_BSHD: of as many heads or fewer, each for several in a row of q's.
+
+    Returns: float32, shape (B, T, H, D).
+    """
+    q_BTHD, k_BSHD, v_BSHD = (x.astype(jnp.bfloat16) for x in (q_BTHD, k_BSHD, v_BSHD))
+    y_BTHD = jax.nn.dot_product_attention(
+        q_BTHD, k_BSHD, v_BSHD, is_causal=True, implementation="cudnn"
+    )
+    return y_BTHD.astype(jnp.float32)
+
+
 def _weights(q_BTHD: jax.Array, k_BSHD: jax.Array, dtype: str) -> jax.Array:
     """Softmax of the scores of the last T of S positions, shape (B, H, T, S), in `dtype`."""
     time, end = q_BTHD.shape[1], k_BSHD.shape[1]
@@ -75,13 +92,13 @@ def _weights(q_BTHD: jax.Array, k_BSHD: jax.Array, dtype: str) -> jax.Array:
     return jax.nn.softmax(jnp.where(visible_TS, scores_BHTS, -jnp.inf)).astype(dtype)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+@partial(jax.custom_vjp, nondiff_argnums=(5, 6))
 def _attend(
     q_BTHD: jax.Array,
     k_BSHD: jax.Array,
     v_BSHD: jax.Array,
     keys_B: jax.Array | None,
-    site: int,
+    site: jax.Array | int,
     rate: float,
     dtype: str,
 ) -> jax.Array:
@@ -99,7 +116,7 @@ def _attend_forward(
     k_BSHD: jax.Array,
     v_BSHD: jax.Array,
     keys_B: jax.Array | None,
-    site: int,
+    site: jax.Array | int,
     rate: float,
     dtype: str,
 ) -> tuple[jax.Array, tuple[Any, ...]]:
@@ -107,18 +124,18 @@ def _attend_forward(
     weights_BHTS = _weights(q_BTHD, k_BSHD, dtype)
     dropped_BHTS = dropout(weights_BHTS, keys_B, site, rate)
     y_BTHD = einsum("bhts,bshd->bthd", dropped_BHTS, v_BSHD, dtype)
-    return y_BTHD, (q_BTHD, k_BSHD, v_BSHD, keys_B, weights_BHTS)
+    return y_BTHD, (q_BTHD, k_BSHD, v_BSHD, keys_B, site, weights_BHTS)
 
 
 def _attend_backward(
-    site: int, rate: float, dtype: str, kept: tuple[Any, ...], grad_BTHD: jax.Array
+    rate: float, dtype: str, kept: tuple[Any, ...], grad_BTHD: jax.Array
 ) -> tuple[jax.Array | None, ...]:
     """With weights p, and p' after dropout: dv = p' dy, dp = dropout(dy v),
     ds = p (dp - sum(p dp)), dq = ds k, dk = ds q.
 
     The order of factors matters: XLA:CPU cannot run the others in bfloat16 (jax 0.10.2).
     """
-    q_BTHD, k_BSHD, v_BSHD, keys_B, weights_BHTS = kept
+    q_BTHD, k_BSHD, v_BSHD, keys_B, site, weights_BHTS = kept
     dropped_BHTS = dropout(weights_BHTS, keys_B, site, rate)
     grad_v = einsum("bhts,bthd->bshd", dropped_BHTS, grad_BTHD, dtype)
     grad_BHTS = einsum("bthd,bshd->bhts", grad_BTHD, v_BSHD, dtype)
@@ -128,7 +145,7 @@ def _attend_backward(
     grad_BHTS = weights_BHTS * (grad_BHTS - mean_BHT1)
     grad_q = einsum("bhts,bshd->bthd", grad_BHTS, k_BSHD, dtype)
     grad_k = einsum("bhts,bthd->bshd", grad_BHTS, q_BTHD, dtype)
-    return grad_q, grad_k, grad_v, None
+    return grad_q, grad_k, grad_v, None, None
 
 
 _attend.defvjp(_attend_forward, _attend_backward)

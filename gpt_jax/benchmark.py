@@ -19,6 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from gpt_jax import data, sampling, sharding
 from gpt_jax.config import Config, GPTConfig
 from gpt_jax.layers import einsum
+from gpt_jax.stacking import unrolled
 from gpt_jax.train_step import abstract_state, init_state, jit_train_step
 
 VOCAB = 65
@@ -49,12 +50,13 @@ def sample(config: Config, num_samples: int, tokens: int) -> dict[str, Any]:
     """Times texts of so many tokens from random parameters. Returns the figures by name."""
     config, mesh = _prepared(config)
     whole = NamedSharding(mesh, PartitionSpec())
-    params = jax.device_put(init_state(config, abstract_state(config, mesh)).params, whole)
+    params = init_state(config, abstract_state(config, mesh)).params
+    model, params = unrolled(config.model, jax.device_put(params, whole))
     options = dataclasses.replace(config.sample, max_new_tokens=tokens)
 
     def one(number: int) -> None:
         prompt = np.zeros(1, np.int32)
-        sampling.generate(config.model, params, prompt, options, number, num_samples)
+        sampling.generate(model, params, prompt, options, number, num_samples)
 
     compile_s, seconds = _timed(one, 5)
     seconds = [total / tokens for total in seconds]
@@ -91,6 +93,7 @@ def _prepared(config: Config) -> tuple[Config, jax.sharding.Mesh]:
     dtype = config.model.matmul_dtype
     dtype = sharding.best_matmul_dtype(devices[0]) if dtype == "auto" else dtype
     config = config.with_values("model", vocab_size=VOCAB, matmul_dtype=dtype)
+    sharding.check_attention(config.model, devices[0])
     return config, sharding.make_mesh(config.mesh, devices)
 
 

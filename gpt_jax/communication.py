@@ -66,12 +66,19 @@ def _over_fsdp(leaf: jax.ShapeDtypeStruct, ways: int) -> float:
 
 
 def _over_tensor(params: Any, layout: BatchLayout, config: GPTConfig, ways: int) -> float:
-    """Two sums for each part of a block that is shared, and one for each table."""
+    """Two sums for each part of a block that is shared (with remat a third), one for each table."""
     windows = layout.microbatches * layout.rows_per_device
     activation = SIZE * windows * config.block_size * config.n_embd
-    block, head = params["h_0"], params.get("lm_head", {"kernel": params["wte"]["embedding"]})
+    block, head = (
+        params.get("h_0", params.get("h")),
+        params.get("lm_head", {"kernel": params["wte"]["embedding"]}),
+    )
     parts = block["attn"]["q"]["kernel"], block["mlp"]["c_fc"]["kernel"]
-    sums = 2 * config.n_layer * sum(_is_shared(part, "tensor") for part in parts)
+    sums = (
+        (3 if config.remat else 2)
+        * config.n_layer
+        * sum(_is_shared(part, "tensor") for part in parts)
+    )
     tables = params["wte"]["embedding"], head["kernel"]
     sums += sum(_is_shared(table, "tensor") for table in tables)
     return sums * 2 * gathered(activation, ways)

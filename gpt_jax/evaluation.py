@@ -54,6 +54,8 @@ def evaluate(workdir: Path, which: str) -> Evaluation:
     config = dataclasses.replace(record.config, mesh=MeshConfig())
     config = config.with_values("train", microbatch_size=0)
     devices = sharding.start_devices(config.mesh, config.train.batch_size)
+    if not sharding.has_cudnn_attention(devices[0]):
+        config = config.with_values("model", attention="xla")
     shared = -(-config.train.batch_size // len(devices)) * len(devices)
     run = prepare(config.with_values("train", batch_size=shared), workdir, record, devices)
     # Found and read at once: a run in progress removes checkpoints.

@@ -26,6 +26,7 @@ from gpt_jax.tokenizer import BPETokenizer, CharTokenizer, Tokenizer
 EXPORTED = {
     *("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "n_inner", "n_kv_head"),
     *("bias", "qkv_bias", "tie_embeddings", "activation", "dropout", "zero_init", "matmul_dtype"),
+    *("attention", "remat", "scan_layers"),
 }
 BYTES_AND_END = 257
 ACTIVATIONS = {ours: theirs for theirs, ours in gpt2.ACTIVATIONS.items()}

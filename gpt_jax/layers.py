@@ -51,7 +51,7 @@ def _einsum_backward(
 einsum.defvjp(_einsum_forward, _einsum_backward)
 
 
-def random_bits(key: jax.Array, site: int, shape: tuple[int, ...]) -> jax.Array:
+def random_bits(key: jax.Array, site: jax.Array | int, shape: tuple[int, ...]) -> jax.Array:
     """32 random bits for each element: a hash of its index, the key and `site`.
 
     Twenty rounds of threefry, what jax.random draws with, took a seventh of the step of
@@ -62,8 +62,9 @@ def random_bits(key: jax.Array, site: int, shape: tuple[int, ...]) -> jax.Array:
     Returns: uint32, of `shape`.
     """
     low, high = jax.random.key_data(key)
-    low = low + np.uint32(0x9E3779B1 * site % 2**32)
-    high = high ^ np.uint32(0x85EBCA77 * site % 2**32)
+    site = jnp.asarray(site, jnp.uint32)  # Products are modulo 2^32.
+    low = low + np.uint32(0x9E3779B1) * site
+    high = high ^ np.uint32(0x85EBCA77) * site
     x = lax.iota(jnp.uint32, math.prod(shape)).reshape(shape) * np.uint32(0x9E3779B9) + low
     x = (x ^ (x >> 16)) * np.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13) ^ high) * np.uint32(0xC2B2AE35)
@@ -85,14 +86,16 @@ def normal(stddev: float) -> Initializer:
     return cast(Initializer, init)
 
 
-def dropout(x: jax.Array, keys_B: jax.Array | None, site: int, rate: float) -> jax.Array:
+def dropout(
+    x: jax.Array, keys_B: jax.Array | None, site: jax.Array | int, rate: float
+) -> jax.Array:
     """Zeroes about `rate` of x and scales up the rest; without keys returns x.
 
     Args:
       x: activations, shape (B, ...).
       keys_B: one typed key per row. A row's mask depends on its key and on `site` alone, so it is
         the same on every layout of rows over devices and microbatches.
-      site: number of this place in the model.
+      site: number of this place in the model, below 2^32.
       rate: in [0, 1).
     """
     if keys_B is None or rate == 0:

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
-from gpt_jax.attention import cached_attention, causal_attention, rotate
+from gpt_jax.attention import cached_attention, causal_attention, cudnn_attention, rotate
 from gpt_jax.config import GPTConfig
 from gpt_jax.layers import (
     ACTIVATIONS,
@@ -37,6 +37,7 @@ from gpt_jax.layers import (
     normal,
     softcap,
 )
+from gpt_jax.stacking import run_blocks
 
 KeysValues = tuple[jax.Array, jax.Array]  # (N, S, D) each; S is block_size.
 Cache = tuple[KeysValues, ...]  # One pair per block.
@@ -103,12 +104,17 @@ class Attention(nn.Module):
             stddev=residual_stddev(c),
         )
 
-    def __call__(self, x_BTC: jax.Array, keys_B: jax.Array | None, site: int) -> jax.Array:
+    def __call__(
+        self, x_BTC: jax.Array, keys_B: jax.Array | None, site: jax.Array | int
+    ) -> jax.Array:
         rate, dtype = self.config.dropout, self.config.matmul_dtype
         q_BTHD, k_BTHD, v_BTHD = self._heads(x_BTC, 0)
-        k_BTHD, v_BTHD = (jnp.repeat(x, self._groups, axis=2) for x in (k_BTHD, v_BTHD))
-        q_BTHD, k_BTHD, v_BTHD = (shared(x, "heads", "head_dim") for x in (q_BTHD, k_BTHD, v_BTHD))
-        y_BTHD = causal_attention(q_BTHD, k_BTHD, v_BTHD, keys_B, site, rate, dtype)
+        if self.config.attention == "cudnn":
+            y_BTHD = cudnn_attention(q_BTHD, k_BTHD, v_BTHD)
+        else:
+            k_BTHD, v_BTHD = (jnp.repeat(x, self._groups, axis=2) for x in (k_BTHD, v_BTHD))
+            q, k, v = (shared(x, "heads", None) for x in (q_BTHD, k_BTHD, v_BTHD))
+            y_BTHD = causal_attention(q, k, v, keys_B, site, rate, dtype)
         return dropout(self.c_proj(y_BTHD), keys_B, site + 1, rate)
 
     @property
@@ -161,7 +167,9 @@ class MLP(nn.Module):
             self.c_gate = inner()
         self.c_proj = dense(features=(c.n_embd,), names=("mlp", "embed"), stddev=residual_stddev(c))
 
-    def __call__(self, x_BTC: jax.Array, keys_B: jax.Array | None, site: int) -> jax.Array:
+    def __call__(
+        self, x_BTC: jax.Array, keys_B: jax.Array | None, site: jax.Array | int
+    ) -> jax.Array:
         activation = ACTIVATIONS[self.config.activation]
         if self.config.activation == "swiglu":
             h_BTF = activation(self.c_gate(x_BTC)) * self.c_fc(x_BTC)
@@ -182,7 +190,9 @@ class Block(nn.Module):
         self.ln_1, self.attn = norm(self.config), Attention(self.config)
         self.ln_2, self.mlp = norm(self.config), MLP(self.config)
 
-    def __call__(self, x_BTC: jax.Array, keys_B: jax.Array | None, site: int) -> jax.Array:
+    def __call__(
+        self, x_BTC: jax.Array, keys_B: jax.Array | None, site: jax.Array | int
+    ) -> jax.Array:
         x_BTC = x_BTC + shared(self.attn(self.ln_1(x_BTC), keys_B, site), None)
         return x_BTC + shared(self.mlp(self.ln_2(x_BTC), keys_B, site + 2), None)
 
@@ -205,7 +215,7 @@ class GPT(nn.Module):
         self.wte = self._table(c.vocab_size, "vocab")
         if c.position == "learned":
             self.wpe = self._table(c.block_size, "length")
-        self.h = [Block(c) for _ in range(c.n_layer)]
+        self.h = Block(c) if c.scan_layers else [Block(c) for _ in range(c.n_layer)]  # stacking.py
         self.ln_f = norm(c)
         if not c.tie_embeddings:
             names = ("embed", "vocab")
@@ -220,10 +230,12 @@ class GPT(nn.Module):
 
         Returns: float32 logits, shape (B, T, V).
         """
-        e_BTC = x_BTC = shared(self._embed(tokens_BT, 0), None)
-        for layer, block in enumerate(self.h):
-            x_BTC = block(self._stream(x_BTC, e_BTC), keys_B, layer * Block.SITES)
-        return self._logits(x_BTC)
+        e_BTC = shared(self._embed(tokens_BT, 0), None)
+
+        def run(block: Block, x_BTC: jax.Array, layer: jax.Array | int) -> jax.Array:
+            return block(self._stream(x_BTC, e_BTC), keys_B, layer * Block.SITES)
+
+        return self._logits(run_blocks(self.config, self.h, run, e_BTC))
 
     def decode(
         self, tokens_BT: jax.Array, cache: Cache, start: jax.Array
@@ -231,7 +243,8 @@ class GPT(nn.Module):
         """Logits after each of T tokens that take the positions from `start` on, and the cache.
 
         Up to rounding `__call__`'s at these positions, if the cache holds the tokens before them.
-        What it holds at later positions is neither read nor kept.
+        What it holds at later positions is neither read nor kept. For the unrolled model, which
+        `stacking.unrolled` makes of a scanned one.
 
         Args:
           tokens_BT: ids below vocab_size; start + T is at most block_size.

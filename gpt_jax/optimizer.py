@@ -52,7 +52,7 @@ def is_block_matrix(params: Any) -> Any:
 
     def by_name(path: tuple[Any, ...], leaf: Any) -> bool:
         keys = _keys(path)
-        return "kernel" in keys and any(key.startswith("h_") for key in keys)
+        return "kernel" in keys and any(key == "h" or key.startswith("h_") for key in keys)
 
     return jax.tree_util.tree_map_with_path(by_name, params)
 
@@ -64,12 +64,13 @@ def _keys(path: tuple[Any, ...]) -> set[str]:
 def matrix_axes(params: Any) -> Any:
     """Which axes of each matrix of a block are its rows and its columns; heads belong to a width.
 
-    (C, H, D) of queries, keys and values is a matrix from C to H D, (H, D, C) one from H D to C.
+    (C, H, D) of queries, keys and values is a matrix from C to H D, (H, D, C) one from H D to C. Of
+    stacked blocks the first axis is neither: every block has a matrix of its own.
     """
 
     def axes(path: tuple[Any, ...], leaf: Any) -> MuonDimensionNumbers:
-        split = leaf.ndim - 1 if "c_proj" in _keys(path) else 1
-        every = tuple(range(leaf.ndim))
+        every = tuple(range("h" in _keys(path), leaf.ndim))
+        split = len(every) - 1 if "c_proj" in _keys(path) else 1
         return MuonDimensionNumbers(every[:split], every[split:])
 
     return jax.tree_util.tree_map_with_path(axes, params)

@@ -34,7 +34,8 @@ class Plan:
       tokens: that an update learns from.
       flops: of an update, by the formula in `flops_per_token`.
       counted_flops: of an update, by XLA: what it counts in the program of one device, where the
-        loop over microbatches counts once, times microbatches and devices; 0 where none is at hand.
+        loop over microbatches counts once, times microbatches and devices. 0 = not known, where
+        none is at hand, or where blocks are scanned: another loop of which XLA counts one turn.
       sent: bytes that each device sends in a step along each axis, see communication.py.
     """
 
@@ -87,11 +88,12 @@ def _plan_at_hand(config: Config, mesh: Mesh) -> Plan:
     config = resolve(config, config.data.corpus, vocabulary_size(config), layout)
     abstract = abstract_state(config, mesh)
     compiled = _compiled_step(config, abstract, layout)
+    counted = 0 if config.model.scan_layers else compiled.cost_analysis()["flops"]
     return dataclasses.replace(
         _plan(config, layout, abstract),
         at_hand=True,
         step_bytes=compiled.memory_analysis().temp_size_in_bytes,
-        counted_flops=compiled.cost_analysis()["flops"] * layout.microbatches * mesh.size,
+        counted_flops=counted * layout.microbatches * mesh.size,
     )
 
 
@@ -136,15 +138,18 @@ def activation_bytes(config: GPTConfig, rows: int, tensor: int = 1) -> int:
     s bytes, the factors of products, and of four: of each token in each block, the stream before
     both norms (8 C), the factors of width C (6 s C), the MLP's before and after its activation
     ((4 + s) F), attention's weights (s H T, less what lies behind the diagonal); and the logits
-    with their gradient (8 V). `tensor` devices share what has heads, the MLP's width or the
-    vocabulary. XLA takes more: on a CPU 1.2 to 1.8 times as much.
+    with their gradient (8 V). cuDNN's attention keeps no weights. With `remat` there is that of one
+    block at a time, and the stream before the others. `tensor` devices share what has heads, the
+    MLP's width or the vocabulary. XLA takes more: on a CPU 1.2 to 1.8 times as much.
     """
     c, size = config, 4 if config.matmul_dtype == "float32" else 2
     visible = (1 + 1 / max(1, min(MOST_QUERY_BLOCKS, c.block_size // QUERY_BLOCK))) / 2
     inner = (4 + size) * (c.n_inner or 4 * c.n_embd)
-    shared = inner + 4 * size * c.n_embd + size * c.n_head * c.block_size * visible
-    whole = (8 + 2 * size) * c.n_embd
-    token = c.n_layer * (whole + shared / tensor) + 8 * c.vocab_size / tensor
+    weights = size * c.n_head * c.block_size * visible if c.attention == "xla" else 0
+    shared = inner + 4 * size * c.n_embd + weights
+    block = (8 + 2 * size) * c.n_embd + shared / tensor
+    blocks = block + (c.n_layer - 1) * (4 * c.n_embd if c.remat else block)
+    token = blocks + 8 * c.vocab_size / tensor
     return int(rows * c.block_size * token)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gpt_jax import gpt2
 from gpt_jax.config import Config, GPTConfig
@@ -15,7 +16,7 @@ from gpt_jax.setting import UserError
 from gpt_jax.train_step import TrainState
 
 # What a model of given weights can choose freely.
-NOT_OF_SHAPE = {"dropout", "zero_init", "matmul_dtype"}
+NOT_OF_SHAPE = {"dropout", "zero_init", "matmul_dtype", "attention", "remat", "scan_layers"}
 SHAPE = [f.name for f in dataclasses.fields(GPTConfig) if f.name not in NOT_OF_SHAPE]
 
 
@@ -80,8 +81,18 @@ def with_weights(state: TrainState, source: str) -> TrainState:
         shape, place = old.shape, old.sharding
         old.delete()
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        return jax.device_put(folder.read(name, shape), place)
+        return jax.device_put(_read(folder, name, shape), place)
 
     params = jax.tree_util.tree_map_with_path(read, state.params)
     average = jax.tree.map(jnp.copy, params) if state.average else ()
     return state.replace(params=params, average=average)
+
+
+def _read(folder: gpt2.Folder, path: str, shape: tuple[int, ...]) -> np.ndarray:
+    """One of our parameters; of stacked blocks (stacking.py), one block after another."""
+    if not path.startswith("h/"):
+        return folder.read(path, shape)
+    stacked = np.empty(shape, np.float32)
+    for layer, place in enumerate(stacked):
+        place[...] = folder.read(f"h_{layer}{path.removeprefix('h')}", place.shape)
+    return stacked

@@ -27,7 +27,7 @@ FIXED = {
     *(
         f"model.{field.name}"
         for field in dataclasses.fields(Config().model)
-        if field.name not in ("dropout", "matmul_dtype")
+        if field.name not in ("dropout", "matmul_dtype", "attention", "remat")
     ),
     *("optimizer.name", "optimizer.average_decay"),
     *("data.corpus", "data.tokenizer", "data.bpe_vocab_size"),

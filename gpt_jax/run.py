@@ -209,7 +209,8 @@ def resolve(config: Config, source: str, vocab_size: int, layout: sharding.Batch
       source: where the corpus was found; vocab_size: of the tokenizer.
 
     Raises:
-      UserError: for a vocabulary of the model that is smaller.
+      UserError: for a vocabulary of the model that is smaller, or an attention that the devices
+        cannot compute.
     """
     if 0 < config.model.vocab_size < vocab_size:
         raise UserError(
@@ -223,6 +224,7 @@ def resolve(config: Config, source: str, vocab_size: int, layout: sharding.Batch
     cpu_devices = mesh.size if device.platform == "cpu" else 0
     padded = max(config.model.vocab_size, vocab_size)
     config = config.with_values("model", vocab_size=padded, matmul_dtype=dtype)
+    sharding.check_attention(config.model, device)
     kind = absolute_kind(config.data.tokenizer)
     config = config.with_values("data", corpus=source, tokenizer=kind)
     config = config.with_values("train", microbatch_size=layout.rows_per_device)

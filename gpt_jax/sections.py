@@ -63,6 +63,16 @@ class GPTConfig(Section):
         "auto", one_of("auto", "float32", "bfloat16"),
         "factors of matrix products; auto = bfloat16 if the hardware has it, else float32",
     )  # fmt: skip
+    attention: str = setting(
+        "xla", one_of("xla", "cudnn"),
+        "what computes it in training; cudnn = a kernel for NVIDIA GPUs: bfloat16, no dropout",
+    )  # fmt: skip
+    remat: bool = setting(
+        False, ANY, "the backward pass computes the blocks again: less memory, more work"
+    )
+    scan_layers: bool = setting(
+        False, ANY, "one block is compiled and runs n_layer times; its parameters are stacked"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -111,6 +111,40 @@ def cpu_has_bfloat16(flags: str) -> bool:
     return not {"avx512_bf16", "amx_bf16"}.isdisjoint(flags.split())
 
 
+def check_attention(config: GPTConfig, device: jax.Device) -> None:
+    """Refuses `model.attention = cudnn` where `jax.nn.dot_product_attention` cannot do it.
+
+    Args:
+      config: with `matmul_dtype` chosen.
+
+    Raises:
+      UserError: with all reasons.
+    """
+    if config.attention != "cudnn":
+        return
+    reasons = {
+        f"the device is {device.device_kind}": not has_cudnn_attention(device),
+        f"model.dropout = {config.dropout}": config.dropout > 0,
+        f"model.matmul_dtype = {config.matmul_dtype}": config.matmul_dtype != "bfloat16",
+        f"a head has {config.head_dim} numbers": config.head_dim % 8 or config.head_dim > 128,
+    }
+    if told := ", ".join(reason for reason, holds in reasons.items() if holds):
+        raise UserError(
+            "model.attention = 'cudnn' needs an NVIDIA GPU of compute capability 8.0 or more, no "
+            "dropout, bfloat16 products, and heads of a multiple of 8 numbers, at most 128, but "
+            f"{told}: change that, or set model.attention=xla"
+        )
+
+
+def has_cudnn_attention(device: jax.Device) -> bool:
+    """Whether a device is an NVIDIA GPU with cuDNN's attention: compute capability 8.0 and up.
+
+    AMD's GPUs name themselves otherwise ("gfx90a").
+    """
+    number = re.fullmatch(r"(\d+)\.\d+", str(getattr(device, "compute_capability", "")))
+    return number is not None and int(number[1]) >= 8
+
+
 def make_mesh(config: MeshConfig, devices: list[jax.Device]) -> Mesh:
     """The mesh (data, fsdp, tensor) over `devices`.
 

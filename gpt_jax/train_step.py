@@ -18,10 +18,11 @@ from flax import struct
 from jax import lax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from gpt_jax.config import Config
+from gpt_jax.config import Config, GPTConfig
 from gpt_jax.model import GPT
 from gpt_jax.optimizer import make_optimizer, make_schedule
 from gpt_jax.sharding import BatchLayout, activations_over, tree_shardings
+from gpt_jax.stacking import plain, stack
 
 Metrics = dict[str, jax.Array]
 
@@ -50,12 +51,19 @@ class TrainState(struct.PyTreeNode):
 def _init(config: Config) -> TrainState:
     """The state before the first update; parameters are boxed with the names of their axes."""
     params_key, key = jax.random.split(jax.random.key(config.train.seed))
-    tokens_BT = jnp.zeros((1, config.model.block_size), jnp.int32)
-    params = GPT(config.model).init(params_key, tokens_BT)["params"]
+    params = _init_params(config.model, params_key)
     zero = jnp.zeros((), jnp.int32)
     opt_state = make_optimizer(config).init(params)
     average = params if config.optimizer.average_decay else ()
     return TrainState(zero, params, opt_state, key, zero, zero, average)
+
+
+def _init_params(config: GPTConfig, key: jax.Array) -> Any:
+    """Boxed parameters. Of blocks that are scanned they are the same numbers, stacked: `nn.scan`
+    itself would draw others."""
+    tokens_BT = jnp.zeros((1, config.block_size), jnp.int32)
+    params = GPT(plain(config)).init(key, tokens_BT)["params"]
+    return stack(params) if config.scan_layers else params
 
 
 def abstract_state(config: Config, mesh: Mesh | AbstractMesh) -> TrainState:

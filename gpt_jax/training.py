@@ -24,6 +24,7 @@ from gpt_jax.resume import check_same_run, record_changes, with_recorded_choices
 from gpt_jax.run import Run, prepare
 from gpt_jax.run_folder import read_record
 from gpt_jax.setting import UserError
+from gpt_jax.stacking import unrolled
 from gpt_jax.tensorboard import Listener, check_installed, event_files
 from gpt_jax.train_step import Metrics, TrainState, init_state
 
@@ -249,10 +250,10 @@ def _sample(run: Run, state: TrainState, prompt: str, asked: Interruption) -> st
     """The prompt and its continuation."""
     c = run.config
     ids = sampling.encode_prompt(run.tokenizer, prompt)
-    params = jax.device_put(state.evaluated, run.device)
+    model, params = unrolled(c.model, jax.device_put(state.evaluated, run.device))
     pieces = [np.zeros(0, np.int32)]
     drawn = sampling.stream(
-        c.model, params, ids, c.sample, c.train.seed, n_tokens=run.tokenizer.vocab_size
+        model, params, ids, c.sample, c.train.seed, n_tokens=run.tokenizer.vocab_size
     )
     for [new] in drawn:
         asked.check()

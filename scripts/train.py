@@ -143,9 +143,9 @@ def plan_rows(plan: "Plan") -> list[tuple[str, str, str]]:
         ("counted", f"{plan.counted_flops / 1e12:,.3f}", "by XLA in the compiled program"),
         ("tokens", f"{plan.tokens * c.train.steps:,}", f"in {c.train.steps:,} steps"),
     ]
-    unsaid = {"the average's"} if not plan.average_bytes else set()
-    unsaid |= {"counted"} if not plan.at_hand else set()
-    unsaid |= {f"sent along {axis}" for axis, size in plan.mesh.items() if size == 1}
+    unsaid = {f"sent along {axis}" for axis, size in plan.mesh.items() if size == 1}
+    unsaid |= {"the average's"} if not plan.average_bytes else set()
+    unsaid |= {"counted"} if not plan.counted_flops else set()
     return [row for row in rows if row[0] not in unsaid]
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpt_jax.attention import MOST_SITES, causal_attention, rotate
+from gpt_jax.attention import MOST_SITES, causal_attention, cudnn_attention, rotate
 from gpt_jax.layers import dropout
 
 KEYS = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), np.arange(2))
@@ -71,3 +71,22 @@ def test_attention_in_blocks_and_its_gradient_are_those_of_the_whole(rate):
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
     for actual, wanted in zip(pull(grad), pull_expected(grad), strict=True):
         np.testing.assert_allclose(actual, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_asked_of_cudnn_is_causal_attention(monkeypatch):
+    """Of JAX's own formula in its place; heads share keys and values without being repeated."""
+    asked, original = [], jax.nn.dot_product_attention
+
+    def by_xla(*arrays, implementation, **options):
+        asked.extend([implementation, *(x.dtype.name for x in arrays)])
+        return original(*arrays, implementation="xla", **options)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", by_xla)
+    rng = np.random.default_rng(0)
+    q = rng.normal(size=(2, 9, 4, 8)).astype(np.float32)
+    k, v = rng.normal(size=(2, 2, 9, 2, 8)).astype(np.float32)
+    y = cudnn_attention(q, k, v)
+    assert asked == ["cudnn", "bfloat16", "bfloat16", "bfloat16"]
+    assert y.dtype == jnp.float32
+    expected = causal_attention(q, *(jnp.repeat(x, 2, axis=2) for x in (k, v)), dtype="bfloat16")
+    np.testing.assert_allclose(y, expected, atol=0.03)

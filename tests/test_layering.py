@@ -26,6 +26,7 @@ ORDER = [
     "data",
     "layers",
     "attention",
+    "stacking",
     "model",
     "optimizer",
     "sharding",

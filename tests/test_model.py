@@ -215,18 +215,20 @@ def test_every_product_has_bfloat16_factors_and_a_float32_sum_and_runs_here(smal
 KEYS = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), np.arange(8))
 
 
-def test_every_site_of_the_model_draws_its_own_mask(small, monkeypatch):
-    config, sites = small.with_values("model", n_layer=3).model, []
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_every_site_of_the_model_draws_its_own_mask(small, monkeypatch, scan_layers):
+    config, sites = small.with_values("model", n_layer=3, scan_layers=scan_layers).model, []
 
     def spy(x, keys_B, site, rate):
-        sites.append(site)
+        if keys_B is not None:
+            jax.debug.callback(lambda number: sites.append(int(number)), site)
         return x
 
     monkeypatch.setattr("gpt_jax.model.dropout", spy)
     monkeypatch.setattr("gpt_jax.attention.dropout", spy)
     params = init(config)
-    sites.clear()
-    apply(config, params, tokens_of(config), KEYS[:2])
+    GPT(config).apply({"params": params}, tokens_of(config), KEYS[:2])
+    jax.effects_barrier()
     assert sorted(sites) == list(range(3 * config.n_layer))
 
 

@@ -94,6 +94,19 @@ def test_what_a_step_keeps_is_counted_close_to_what_is_compiled(unread):
     )
 
 
+def test_what_xla_counts_is_not_told_where_it_counts_one_block_of_many(unread):
+    found = plan(unread.with_values("model", n_layer=3, scan_layers=True))
+    assert found.counted_flops == 0
+    names = [row[0] for row in train.plan_rows(found)]
+    assert "TFLOP a step" in names and "counted" not in names
+
+
+def test_attention_that_this_machine_cannot_compute_is_refused_before_compiling(unread):
+    values = {"attention": "cudnn", "dropout": 0.0, "matmul_dtype": "bfloat16"}
+    with pytest.raises(UserError, match=r"but the device is cpu: .* set model.attention=xla"):
+        plan(unread.with_values("model", **values))
+
+
 def test_nothing_is_allocated(unread):
     before = {id(array) for array in jax.live_arrays()}
     plan(unread)

@@ -70,6 +70,14 @@ def test_a_run_takes_shape_and_tokenizer_from_the_folder_and_records_it(config, 
     assert c.dropout == Config().model.dropout
 
 
+def test_stacked_blocks_begin_with_the_weights_too(config, tmp_path):
+    config = config.with_values("train", steps=0).with_values("model", scan_layers=True)
+    training.train(config, tmp_path / "run", init_from=SOURCE)
+    assert read_record(tmp_path / "run").config.model.scan_layers
+    for name, (param, tensor) in stored(tmp_path / "run").items():
+        np.testing.assert_array_equal(param, tensor, err_msg=name)
+
+
 @pytest.fixture
 def die_at_save(monkeypatch):
     """Lets a run die at its n-th save."""

@@ -216,6 +216,8 @@ def test_what_cannot_change_the_model_may_change(record, tmp_path, section, valu
     [
         ("model", "n_layer", 3),
         ("model", "matmul_dtype", "bfloat16"),
+        ("model", "remat", True),
+        ("model", "attention", "cudnn"),
         ("data", "corpus", "other.txt"),
         ("data", "val_fraction", 0.2),
         ("optimizer", "learning_rate", 0.5),
@@ -247,6 +249,7 @@ def test_a_changed_text_is_refused(record, tmp_path):
     [
         "model.n_layer",
         "model.tie_embeddings",
+        "model.scan_layers",
         "data.corpus",
         "data.tokenizer",
         "data.bpe_vocab_size",
@@ -264,6 +267,9 @@ def test_a_field_that_does_not_exist_cannot_be_allowed(record, tmp_path):
 
 def test_what_is_allowed_passes_and_the_rest_is_refused(record, tmp_path):
     config = record.config.with_values("train", steps=20, seed=5)
+    check_same_run(
+        record.config.with_values("model", remat=True), record, tmp_path, ["model.remat"]
+    )
     with pytest.raises(UserError, match=r"configuration \(train\.seed was 0 and is now 5\)"):
         check_same_run(config, record, tmp_path, ["train.steps"])
     changes = check_same_run(config, record, tmp_path, ["train.steps", "train.seed"])

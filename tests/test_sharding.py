@@ -150,6 +150,41 @@ def test_auto_dtype_of_accelerators():
         assert sharding.best_matmul_dtype(device) == dtype
 
 
+class Device:
+    """An accelerator as JAX describes it."""
+
+    def __init__(self, device_kind, compute_capability):
+        self.device_kind, self.compute_capability = device_kind, compute_capability
+
+
+H100, T4, MI300 = Device("H100", "9.0"), Device("T4", "7.5"), Device("MI300", "gfx942")
+
+
+def test_cudnn_attention_is_for_newer_gpus_of_nvidia():
+    assert sharding.has_cudnn_attention(H100)
+    assert sharding.has_cudnn_attention(Device("B200", "10.0"))
+    assert not any(sharding.has_cudnn_attention(one) for one in (T4, MI300, jax.devices()[0]))
+
+
+@pytest.mark.parametrize(
+    ("device", "values", "told"),
+    [
+        (T4, {}, "but the device is T4: change"),
+        (H100, {"dropout": 0.1}, r"but model\.dropout = 0\.1: change"),
+        (H100, {"matmul_dtype": "float32"}, r"but model\.matmul_dtype = float32: change"),
+        (H100, {"n_embd": 24, "dropout": 0.1}, r"but .*0\.1, a head has 12 numbers: change"),
+        (H100, {"n_embd": 272}, "but a head has 136 numbers: change"),
+    ],
+)
+def test_attention_that_cannot_be_computed_is_refused_with_all_reasons(small, device, values, told):
+    good = {"attention": "cudnn", "dropout": 0.0, "matmul_dtype": "bfloat16"}
+    sharding.check_attention(small.with_values("model", **good).model, H100)
+    config = small.with_values("model", **good | values)
+    with pytest.raises(UserError, match=told):
+        sharding.check_attention(config.model, device)
+    sharding.check_attention(config.with_values("model", attention="xla").model, device)
+
+
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
