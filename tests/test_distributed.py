@@ -22,7 +22,7 @@ from gpt_jax import play, sharding, train_step
 from gpt_jax.config import Config
 from gpt_jax.digest import digests
 
-LONGEST_S = 240  # Machines differ; all of them are over in a small part of it.
+LONGEST_S = 120  # Machines differ; all of them are over in a small part of it.
 SETTINGS = {
     **{"model.block_size": 16, "model.n_layer": 1, "model.n_head": 2, "model.n_embd": 16},
     **{"model.dropout": 0.25, "model.matmul_dtype": "float32", "optimizer.warmup_steps": 2},
@@ -79,15 +79,15 @@ def flags_of(workdir, **changes):
     return [f"--workdir={workdir}", *(f"--config.{name}={it}" for name, it in settings.items())]
 
 
-def train_together(workdir, hooks=None, processes=2, **changes):
-    """scripts/train.py in several processes; `hooks`: what one of them runs in its place."""
+def train_together(workdir, hooks=None, each=lambda number: [], **changes):
+    """scripts/train.py in two processes; `hooks`: what one runs in its place; `each`: its flags."""
     port, commands = free_port(), []
-    for number in range(processes):
+    for number in (0, 1):
         hook = (hooks or {}).get(number)
         program = ["-c", hook] if hook else [str(ROOT / "scripts" / "train.py")]
-        cluster = [f"--coordinator=localhost:{port}", f"--num_processes={processes}"]
-        command = [sys.executable, *program, "--distributed", *cluster, f"--process_id={number}"]
-        commands.append([*command, *flags_of(workdir, **changes)])
+        cluster = [f"--coordinator=localhost:{port}", "--num_processes=2", f"--process_id={number}"]
+        command = [sys.executable, *program, "--distributed", *cluster]
+        commands.append([*command, *flags_of(workdir, **changes), *each(number)])
     return run_all(commands, workdir.parent)
 
 
@@ -276,13 +276,8 @@ def digests_alone(config: Config) -> dict[str, int]:
 
 
 def test_processes_with_different_settings_are_refused_by_all(folder):
-    port, commands = free_port(), []
-    for number in (0, 1):
-        commands.append([sys.executable, str(ROOT / "scripts" / "train.py"), "--distributed"])
-        commands[-1] += [f"--coordinator=localhost:{port}", "--num_processes=2"]
-        commands[-1] += [f"--process_id={number}", f"--config.train.seed={number}"]
-        commands[-1] += flags_of(folder / "different")
-    statuses, told = run_all(commands, folder)
+    seeds = {"each": lambda number: [f"--config.train.seed={number}"]}
+    statuses, told = train_together(folder / "different", **seeds)
     assert statuses == [2, 2]
     for text in told:
         assert "error: what is to be trained is not the same in all processes" in text
@@ -292,12 +287,11 @@ def test_processes_with_different_settings_are_refused_by_all(folder):
 
 def test_where_the_others_do_not_come_one_sentence_and_the_end(folder):
     """The second of two where nobody listens, and the first of two where nobody comes."""
-    commands = []
-    for number in (0, 1):
-        commands.append([sys.executable, str(ROOT / "scripts" / "train.py"), "--distributed"])
-        commands[-1] += [f"--coordinator=127.0.0.1:{free_port()}", "--num_processes=2"]
-        commands[-1] += [f"--process_id={number}", "--join_timeout=1", *flags_of(folder / "nobody")]
-    statuses, told = run_all(commands, folder)
+
+    def each(number):
+        return [f"--coordinator=127.0.0.1:{free_port()}", "--join_timeout=1"]
+
+    statuses, told = train_together(folder / "nobody", each=each)
     assert statuses == [2, 2]
     for text in told:
         assert text.splitlines()[-1].startswith("error: the processes of the run did not meet at ")
