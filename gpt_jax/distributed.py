@@ -97,9 +97,13 @@ def _initialize(cluster: Cluster) -> None:
             shutdown_timeout_seconds=SHUTDOWN_S,
         )
     except (ValueError, RuntimeError) as error:
+        if cluster.coordinator:
+            raise UserError(
+                f"{cluster.coordinator} does not serve ({first_cause(error)}): give another address"
+            ) from error
         raise UserError(
-            f"the processes cannot be joined ({first_cause(error)}): give --coordinator, "
-            "--num_processes and --process_id, or see to the address"
+            f"nothing here says who the other processes are ({first_cause(error)}): give "
+            "--coordinator, --num_processes and --process_id"
         ) from error
 
 

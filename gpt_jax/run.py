@@ -129,11 +129,12 @@ def prepare(
     mesh = sharding.make_mesh(config.mesh, devices)
     layout = sharding.make_batch_layout(config, mesh)
     tokens = distributed.together(lambda: _load_tokens(config, workdir, record))
-    distributed.check_same("the text", [tokens.sha256, tokens.tokenizer.to_dict()])
     train_tokens, val_tokens = data.split(
         tokens.ids, config.data.val_fraction, config.model.block_size
     )
     resolved = resolve(config, tokens.source, tokens.tokenizer.vocab_size, layout)
+    found = [tokens.sha256, tokens.tokenizer.to_dict(), resolved.model.matmul_dtype]
+    distributed.check_same("the text, or what the hardware has (model.matmul_dtype),", found)
     if record is None:
         platform = devices[0].platform
         requested = corpus.absolute_source(config.data.corpus)
