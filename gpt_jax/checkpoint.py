@@ -167,14 +167,14 @@ class Checkpoints:
     @contextlib.contextmanager
     def _failures(self, step: int) -> Iterator[None]:
         """Tells of a save that has failed, and gives up after several in a row."""
-        error: Exception | None = None
         try:
             yield
-        except Exception as failure:
-            error = failure
-        if cause := distributed.any_of(first_cause(error) if error else ""):
+        except Exception as error:
             self._failed_saves += 1
-            told = f"the checkpoint of step {step} was not saved ({cause})"
+            told = f"the checkpoint of step {step} was not saved ({first_cause(error)})"
+            if distributed.several() and not isinstance(error, UserError):
+                # The others may have saved their part, and wait for this one: it ends, so do they.
+                raise OSError(told) from error
             with contextlib.suppress(Exception):  # Orbax would say it again at the next save.
                 self._checkpointer.wait()
             self._checkpointer.reload()  # Orbax counts what it meant to save as saved.

@@ -188,8 +188,8 @@ def together(action: Callable[[], T]) -> T:
     `action` must not itself wait for the others.
 
     Raises:
-      UserError: of the first process that failed, of its kind; what is no UserError stays as it is
-        in the process that met it.
+      UserError: of the first process that failed, of its kind, what a disk said, too. Another error
+        stays as it is in the process that met it.
     """
     if not several():
         return action()
@@ -208,7 +208,7 @@ def _fail(error: Exception | None, source: int) -> None:
     """Raises the error of the process `source`."""
     told = {"is": str(error), "damaged": isinstance(error, DamagedCheckpoint)}
     told = _sent(told, source)
-    if error is not None and not isinstance(error, UserError):
+    if error is not None and not isinstance(error, UserError | OSError):
         raise error
     raise (DamagedCheckpoint if told["damaged"] else UserError)(told["is"]) from error
 
@@ -239,14 +239,6 @@ def greatest(number: int) -> int:
     if not several():
         return number
     return int(multihost_utils.process_allgather(np.int32(number)).max())
-
-
-def any_of(text: str) -> str:
-    """The first text of a process that is not empty; empty where all are."""
-    if not several():
-        return text
-    has_one = multihost_utils.process_allgather(np.array(bool(text)))
-    return cast(str, _sent(text, int(np.argmax(has_one)))) if has_one.any() else ""
 
 
 def check_same(what: str, value: Any) -> None:

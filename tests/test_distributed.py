@@ -22,6 +22,7 @@ from gpt_jax import play, sharding, train_step
 from gpt_jax.config import Config
 from gpt_jax.digest import digests
 
+WORKER = ROOT / "tests" / "distributed_worker.py"
 LONGEST_S = 120  # Machines differ; all of them are over in a small part of it.
 SETTINGS = {
     **{"model.block_size": 16, "model.n_layer": 1, "model.n_head": 2, "model.n_embd": 16},
@@ -198,52 +199,29 @@ def test_a_killed_process_ends_the_others_and_all_go_on_from_the_checkpoint(
     check_same(workdir, straight)
 
 
-# What each process tells of itself, in a file of its own.
-WORKER = """
-import json, sys
-from pathlib import Path
-import jax, numpy as np
-from gpt_jax import digest, distributed, sharding, train_step
-from gpt_jax.cluster import Cluster
-from gpt_jax.config import Config
-from gpt_jax.setting import UserError
-
-folder, port, number = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-config, told = Config.from_dict(json.loads(sys.argv[4])), {}
-
-class Windows:
-    shape, read = (8, 17), []
-    def __getitem__(self, rows):
-        self.read += rows.ravel().tolist()
-        return np.zeros((*rows.shape, 17), np.int32)
-
-def refused(action):
-    try:
-        action()
-    except UserError as error:
-        return str(error)
-
-def fail():
-    if number == 1:
-        raise UserError("only here")
-
-with distributed.joined(Cluster(f"localhost:{port}", 2, number), config, folder / "run"):
-    mesh = sharding.make_mesh(config.mesh, sharding.start_devices(config.mesh, 8))
-    state = train_step.init_state(config, train_step.abstract_state(config, mesh))
-    kernel = state.params["h_0"]["mlp"]["c_fc"]["kernel"]
-    told["digests"] = digest.digests(state)
-    told["here"] = [shard.data.shape for shard in kernel.addressable_shards]
-    told["whole"] = distributed.gathered(kernel).shape
-    layout = sharding.make_batch_layout(config, mesh)
-    layout.place(Windows(), np.arange(8))
-    told["rows"] = sorted(set(Windows.read))
-    told["greatest"] = distributed.greatest(10 + number)
-    told["first"] = distributed.first(lambda: [number, "text " * 2000])
-    told["any"] = distributed.any_of("cause" if number else "")
-    told["together"] = refused(lambda: distributed.together(fail))
-    told["same"] = refused(lambda: distributed.check_same("the number", number))
-    (folder / f"told-{number}.json").write_text(json.dumps(told))
+# Cannot write arrays any more when it saves step 8, as on a full disk.
+FULL = """
+import resource, sys, train
+from gpt_jax.checkpoint import Checkpoints
+save = Checkpoints.save
+def limit_and_save(self, step, *rest):
+    if step == 8:
+        self.wait()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, 2_000))
+    save(self, step, *rest)
+Checkpoints.save = limit_and_save
+sys.exit(train.main(sys.argv))
 """
+
+
+def test_a_save_that_fails_ends_all(folder):
+    """Whether the others have saved their part nobody knows: the same commands go on."""
+    workdir = folder / "full"
+    both, mesh = {0: FULL, 1: FULL}, {"mesh.tensor": 1, "mesh.fsdp": 4}
+    statuses, told = train_together(workdir, both, **mesh)
+    assert statuses == [1, 1]
+    assert "error: the checkpoint of step 8 was not saved (" in "".join(told)
+    assert saved(workdir) == [4]
 
 
 def test_each_process_holds_its_shards_reads_its_rows_and_agrees_with_the_other(small, tmp_path):
@@ -251,7 +229,7 @@ def test_each_process_holds_its_shards_reads_its_rows_and_agrees_with_the_other(
     port, plain = free_port(), json.dumps(config.to_dict())
     statuses, _ = run_all(
         [
-            [sys.executable, "-c", WORKER, str(tmp_path), str(port), str(number), plain]
+            [sys.executable, str(WORKER), str(tmp_path), str(port), str(number), plain]
             for number in (0, 1)
         ],
         tmp_path,
@@ -265,7 +243,6 @@ def test_each_process_holds_its_shards_reads_its_rows_and_agrees_with_the_other(
         assert one["digests"] == digests_alone(config)
         assert one["greatest"] == 11
         assert one["first"] == [0, "text " * 2000]
-        assert one["any"] == "cause"
         assert one["together"] == "only here"
         assert "the number is not the same in all processes" in one["same"]
 
