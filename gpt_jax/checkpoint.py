@@ -2,27 +2,28 @@
 
 A checkpoint is checkpoints/<step>/, committed as a whole or not at all, with a digest of every
 array. The newest and the best by held-out loss are kept. A damaged one is set aside, never removed.
+
+Of several processes each writes and reads its own part of the arrays: all call everything here, and
+what a disk says is what process 0 sees (see distributed.py).
 """
 
 import contextlib
-import dataclasses
 import json
 import logging
 import math
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from gpt_jax import damage
+from gpt_jax import damage, distributed
 from gpt_jax.damage import DamagedCheckpoint, first_cause
 from gpt_jax.digest import described, differences, digests
 from gpt_jax.files import check_space, replacing
-from gpt_jax.run_folder import checkpoint_folders
+from gpt_jax.run_folder import Saved, checkpoint_folders, chosen, no_checkpoint
 from gpt_jax.setting import UserError
 
 _policies = ocp.training.preservation_policies
@@ -32,14 +33,6 @@ COMMITTED = "commit_success.txt"
 # Times its arrays: an old checkpoint goes when the new one is complete, and a run has other files.
 SPACE_NEEDED = 1.2
 MOST_FAILED_SAVES = 3
-
-
-@dataclasses.dataclass(frozen=True)
-class Saved:
-    """A checkpoint: its step, and its held-out loss in nats per token (inf: not measured)."""
-
-    step: int
-    val_loss: float
 
 
 class Checkpoints:
@@ -62,7 +55,7 @@ class Checkpoints:
         # reverse: the smallest loss. A NaN would spoil the order and drop the true best.
         best = _policies.BestN(get_metric_fn=_sortable_loss, reverse=True, n=1)
         newest_and_best = _policies.AnyPreservationPolicy([_policies.LatestN(1), best])
-        damage.set_aside_undescribed(folder)
+        distributed.first(lambda: damage.set_aside_undescribed(folder))
         return cls(
             folder,
             "the run goes on from an older one, if there is one",
@@ -77,7 +70,7 @@ class Checkpoints:
         Raises UserError when there is no checkpoint, or one that makes all of them unreadable.
         """
         if not (found := checkpoint_folders(folder.parent)):
-            raise _no_checkpoint(folder)
+            raise no_checkpoint(folder)
         remedy = "it is damaged, or was just replaced: try again, or choose another step"
         for path in found:
             damage.check_descriptions(path, remedy)
@@ -96,11 +89,14 @@ class Checkpoints:
     def all(self) -> list[Saved]:
         """The checkpoints at hand, oldest first."""
         self.wait()
-        return [
-            Saved(c.step, _sortable_loss(c.metrics))
-            for c in self._checkpointer.checkpoints
-            if (self._folder / str(c.step) / COMMITTED).exists()
-        ]
+        found = distributed.first(
+            lambda: [
+                (c.step, _sortable_loss(c.metrics))
+                for c in self._checkpointer.checkpoints
+                if (self._folder / str(c.step) / COMMITTED).exists()
+            ]
+        )
+        return [Saved(*one) for one in found]
 
     @property
     def latest_step(self) -> int:
@@ -121,7 +117,7 @@ class Checkpoints:
         metrics = {"val_loss": math.inf if val_loss is None else val_loss}
         with self._failures(step):
             size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-            check_space(self._folder, int(SPACE_NEEDED * size))
+            distributed.first(lambda: check_space(self._folder, int(SPACE_NEEDED * size)))
             response = self._checkpointer.save_checkpointables_async(
                 step,
                 {"state": state},
@@ -134,10 +130,14 @@ class Checkpoints:
     def add_loss(self, step: int, val_loss: float) -> None:
         """Writes the held-out loss of the checkpoint of `step`, which was saved without it."""
         path = self._folder / str(step) / "metrics" / "metrics"
-        if path.exists():
-            with replacing(path) as file:
-                file.write(json.dumps({"val_loss": val_loss}).encode("utf-8"))
-            self._checkpointer.reload()
+
+        def write() -> None:
+            if path.exists():
+                with replacing(path) as file:
+                    file.write(json.dumps({"val_loss": val_loss}).encode("utf-8"))
+
+        distributed.first(write)
+        self._checkpointer.reload()
 
     def wait(self) -> None:
         """Returns when what was saved last is on disk.
@@ -172,11 +172,13 @@ class Checkpoints:
         except Exception as error:
             self._failed_saves += 1
             told = f"the checkpoint of step {step} was not saved ({first_cause(error)})"
+            if distributed.several() and not isinstance(error, UserError):
+                # The others may have saved their part, and wait for this one: it ends, so do they.
+                raise OSError(told) from error
             with contextlib.suppress(Exception):  # Orbax would say it again at the next save.
                 self._checkpointer.wait()
             self._checkpointer.reload()  # Orbax counts what it meant to save as saved.
-            for left in self._folder.glob("*.orbax-checkpoint-tmp"):  # All: a write that is still
-                shutil.rmtree(left, ignore_errors=True)  # under way can make its folder anew.
+            distributed.first(lambda: damage.remove_torn(self._folder))
             if self._failed_saves >= MOST_FAILED_SAVES:
                 raise UserError(
                     f"{told}, {self._failed_saves} in a row: see to {self._folder}, then the "
@@ -190,19 +192,7 @@ class Checkpoints:
         Raises:
           UserError: when there is none such.
         """
-        saved = self.all()
-        if not saved:
-            raise _no_checkpoint(self._folder)
-        if which == "latest":
-            return saved[-1]
-        if which == "best":
-            return min(saved, key=lambda one: (one.val_loss, -one.step))
-        with contextlib.suppress(StopIteration):
-            return next(one for one in saved if str(one.step) == which)
-        steps = ", ".join(str(one.step) for one in saved)
-        raise UserError(
-            f"{self._folder} has no step {which!r}: choose best, latest or one of {steps}"
-        )
+        return chosen(self.all(), which, self._folder)
 
     def restore(self, step: int, abstract: Any) -> Any:
         """The state saved at `step`, laid out as `abstract` says.
@@ -216,13 +206,23 @@ class Checkpoints:
             saved.
           UserError: when the arrays are of other shapes or dtypes.
         """
+        expected = distributed.together(lambda: self._expected_digests(step, abstract))
+        state = distributed.together(lambda: self._load(step, abstract))
+        for name, digest in digests(state).items():
+            if expected[name] != digest:
+                cause = ValueError(f"{name}: its digest differs")
+                raise self._cannot_be_read(self._folder / str(step), cause)
+        return state
+
+    def _expected_digests(self, step: int, abstract: Any) -> dict[str, int]:
+        """What the arrays saved at `step` should have; reads no array. Raises as `restore`."""
         path = self._folder / str(step)
         try:
             if not (path / COMMITTED).exists():
                 raise FileNotFoundError(f"{COMMITTED} is missing: it was not written to its end")
             metadata = self._checkpointer.checkpointables_metadata(step)
             saved = described(metadata.metadata["state"])
-            expected = metadata.custom_metadata["digests"]
+            expected = cast(dict[str, int], metadata.custom_metadata["digests"])
             if saved.keys() != expected.keys():
                 raise ValueError("its list of arrays is not the one that was saved")
             damage.check_size(path, sum(math.prod(shape) for shape, _ in saved.values()))
@@ -234,17 +234,16 @@ class Checkpoints:
                 f"{path} does not fit the config.json beside it ({'; '.join(unlike[:3])}): restore "
                 "the config.json the run began with"
             )
+        return expected
+
+    def _load(self, step: int, abstract: Any) -> Any:
         partial = ocp.Context()
         partial.pytree.loading.partial_load = True  # What is not asked for is left unread.
         try:
             with partial:
-                state = self._checkpointer.load_checkpointables(step, {"state": abstract})["state"]
+                return self._checkpointer.load_checkpointables(step, {"state": abstract})["state"]
         except Exception as error:  # Orbax wraps every failure; what helps is its first cause.
-            raise self._cannot_be_read(path, error) from error
-        for name, digest in digests(state).items():
-            if expected[name] != digest:
-                raise self._cannot_be_read(path, ValueError(f"{name}: its digest differs"))
-        return state
+            raise self._cannot_be_read(self._folder / str(step), error) from error
 
     def restore_newest(self, abstract: Any) -> Any | None:
         """The newest state that is whole; None where nothing was ever saved.
@@ -255,13 +254,13 @@ class Checkpoints:
           UserError: when there are only damaged ones, for other shapes or dtypes, or when
             something is in the way of reading.
         """
-        for step in reversed([c.step for c in self._checkpointer.checkpoints]):
+        steps = distributed.first(lambda: [c.step for c in self._checkpointer.checkpoints])
+        for step in reversed(steps):
             try:
                 return self._restore_now(step, abstract)
             except DamagedCheckpoint as error:
-                damage.set_aside(self._folder / str(step), error)
-                self._checkpointer.reload()
-        if any(self._folder.glob("damaged-*")):  # By this process or one before.
+                self._set_aside(step, error)
+        if distributed.first(lambda: any(self._folder.glob("damaged-*"))):  # Now or before.
             raise UserError(
                 f"{self._folder} holds damaged checkpoints only, which were set aside: bring a "
                 "good one back, or start a new run with another --workdir"
@@ -273,8 +272,12 @@ class Checkpoints:
         try:
             return self.restore(step, abstract)
         except DamagedCheckpoint:
-            damage.check_readable(self._folder / str(step))
+            distributed.first(lambda: damage.check_readable(self._folder / str(step)))
             return self.restore(step, abstract)
+
+    def _set_aside(self, step: int, error: UserError) -> None:
+        distributed.first(lambda: damage.set_aside(self._folder / str(step), error))
+        self._checkpointer.reload()
 
     def restore_evaluated(self, step: int, abstract: Any) -> Any:
         """Of the state saved at `step` what `TrainState.evaluated` is. Raises as `restore`."""
@@ -285,10 +288,6 @@ class Checkpoints:
         return DamagedCheckpoint(
             f"{path} cannot be restored ({first_cause(error)}): {self._remedy}"
         )
-
-
-def _no_checkpoint(folder: Path) -> UserError:
-    return UserError(f"{folder} holds no checkpoint: train first (scripts/train.py)")
 
 
 def _sortable_loss(metrics: Any) -> float:

@@ -6,6 +6,7 @@ that gives an error, or missing permissions, change nothing.
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -94,6 +95,12 @@ def set_aside(checkpoint: Path, error: UserError) -> None:
         name += "-again"
     checkpoint.rename(checkpoint.parent / name)
     print(f"note: {error}; set aside as {name}", file=sys.stderr)
+
+
+def remove_torn(folder: Path) -> None:
+    """Removes all that failed saves left: a write that goes on can have made its folder anew."""
+    for left in folder.glob("*.orbax-checkpoint-tmp"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def set_aside_undescribed(folder: Path) -> None:

@@ -57,7 +57,12 @@ def train_batch(
 ) -> np.ndarray:
     """The windows of one step, shape (B, W), int32: a pure function of its arguments."""
     offsets = batch_offsets(len(tokens), block_size, batch_size, seed, step)
-    return tokens[offsets[:, None] + np.arange(block_size + 1)].astype(np.int32)
+    return all_windows(tokens, block_size)[offsets].astype(np.int32)
+
+
+def all_windows(tokens: np.ndarray, block_size: int) -> np.ndarray:
+    """Every window, at the offset where it begins: a view of shape (N, W)."""
+    return np.lib.stride_tricks.sliding_window_view(tokens, block_size + 1)
 
 
 def release(tokens: np.ndarray) -> None:
@@ -73,7 +78,7 @@ def release(tokens: np.ndarray) -> None:
 
 def evaluation_windows(tokens: np.ndarray, block_size: int) -> np.ndarray:
     """All whole windows whose targets are disjoint, in order: a view of shape (N, W)."""
-    return np.lib.stride_tricks.sliding_window_view(tokens, block_size + 1)[::block_size]
+    return all_windows(tokens, block_size)[::block_size]
 
 
 def tutorial_windows(tokens: np.ndarray, block_size: int) -> np.ndarray:
@@ -81,4 +86,4 @@ def tutorial_windows(tokens: np.ndarray, block_size: int) -> np.ndarray:
 
     They overlap, and cover only the first `block_size` + 1600 tokens. For comparison, nothing else.
     """
-    return np.lib.stride_tricks.sliding_window_view(tokens, block_size + 1)[:TUTORIAL_WINDOWS]
+    return all_windows(tokens, block_size)[:TUTORIAL_WINDOWS]

@@ -138,6 +138,7 @@ class Monitor:
         console: Console | None = None,
         now: Callable[[], float] = time.perf_counter,
         listener: Callable[[Mapping[str, Any]], None] = lambda entry: None,
+        writes: bool = True,
     ) -> None:
         """Goes on with the log in `workdir` after `step` of `last_step` steps.
 
@@ -145,11 +146,11 @@ class Monitor:
 
         Args:
           listener: is called with every entry of the log, too.
+          writes: whether this process writes the log; of several one does.
         """
-        self._path = workdir / "metrics.jsonl"
+        self._path, self._writes = workdir / "metrics.jsonl", writes
         kept = [entry for entry in read_metrics(self._path) if entry["step"] <= step]
-        with replacing(self._path) as file:
-            file.write("".join(map(json_line, kept)).encode("utf-8"))
+        self._replace_log(kept)
         self._last_entry = kept[-1] if kept else {"step": 0}
         self._clock = Clock(kept[-1]["elapsed_s"] if kept else 0.0, now)
         self._last_step, self._tokens_per_step = last_step, tokens_per_step
@@ -198,14 +199,15 @@ class Monitor:
         }
         if val_loss is not None:
             entry["val/loss"] = val_loss
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json_line(entry))
+        if self._writes:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json_line(entry))
         self._listener(entry)
         self._show(entry)
 
     def tell_beginning(self, val_loss: float) -> None:
         """Writes the line of step 0, the log's first, of a run that evaluates before it trains."""
-        self._path.write_bytes(b"")  # What a run wrote that was killed before it saved.
+        self._replace_log([])  # What a run wrote that was killed before it saved.
         self.tell(0, dict.fromkeys(("loss", "lr", "grad_norm"), math.nan), val_loss)
 
     def lacks_evaluation(self, step: int) -> bool:
@@ -216,9 +218,13 @@ class Monitor:
         """Writes the held-out loss into the last line of the log."""
         entries = read_metrics(self._path)
         entry = entries[-1] | {"val/loss": val_loss}
-        with replacing(self._path) as file:
-            file.write("".join(map(json_line, [*entries[:-1], entry])).encode("utf-8"))
+        self._replace_log([*entries[:-1], entry])
         self._listener(entry)
+
+    def _replace_log(self, entries: list[dict[str, Any]]) -> None:
+        if self._writes:
+            with replacing(self._path) as file:
+                file.write("".join(map(json_line, entries)).encode("utf-8"))
 
     def _show(self, entry: dict[str, Any]) -> None:
         """Shows an entry beside the bar; prints evaluations and, without a bar, after a silence."""

@@ -81,7 +81,8 @@ def with_weights(state: TrainState, source: str) -> TrainState:
         shape, place = old.shape, old.sharding
         old.delete()
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        return jax.device_put(_read(folder, name, shape), place)
+        whole = _read(folder, name, shape)
+        return jax.make_array_from_callback(shape, place, lambda index: whole[index])
 
     params = jax.tree_util.tree_map_with_path(read, state.params)
     average = jax.tree.map(jnp.copy, params) if state.average else ()

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from gpt_jax import corpus, data, play, sharding, shards
+from gpt_jax import corpus, data, distributed, play, sharding, shards
 from gpt_jax.config import Config
 from gpt_jax.resume import check_same_corpus
 from gpt_jax.run_folder import Record, matching_tokenizer, write_record
@@ -59,11 +59,13 @@ class Run:
     def batch(self, step: int) -> jax.Array:
         """The batch of the update after `step` updates, on the devices: shape (A, M, W)."""
         c = self.config
-        windows_BW = data.train_batch(
-            self.train_tokens, c.model.block_size, c.train.batch_size, c.train.seed, step
+        offsets_B = data.batch_offsets(
+            len(self.train_tokens), c.model.block_size, c.train.batch_size, c.train.seed, step
         )
+        windows_NW = data.all_windows(self.train_tokens, c.model.block_size)
+        batch_AMW = self.layout.place(windows_NW, offsets_B)
         data.release(self.train_tokens)
-        return self.layout.place(windows_BW)
+        return batch_AMW
 
     def evaluate(self, params: Any, poll: Callable[[], None] = lambda: None) -> float:
         """Loss over all disjoint windows of the held-out text, in nats per token.
@@ -126,18 +128,20 @@ def prepare(
     """
     mesh = sharding.make_mesh(config.mesh, devices)
     layout = sharding.make_batch_layout(config, mesh)
-    tokens = _load_tokens(config, workdir, record)
+    tokens = distributed.together(lambda: _load_tokens(config, workdir, record))
     train_tokens, val_tokens = data.split(
         tokens.ids, config.data.val_fraction, config.model.block_size
     )
     resolved = resolve(config, tokens.source, tokens.tokenizer.vocab_size, layout)
+    found = [tokens.sha256, tokens.tokenizer.to_dict(), resolved.model.matmul_dtype]
+    distributed.check_same("the text, or what the hardware has (model.matmul_dtype),", found)
     if record is None:
         platform = devices[0].platform
         requested = corpus.absolute_source(config.data.corpus)
         new = Record(
             resolved, requested, tokens.sha256, platform, len(devices), init_from=init_from
         )
-        write_record(workdir, new, tokens.tokenizer)
+        distributed.first(lambda: write_record(workdir, new, tokens.tokenizer))
     abstract = abstract_state(resolved, mesh)
     return Run(
         config=resolved,
@@ -221,7 +225,7 @@ def resolve(config: Config, source: str, vocab_size: int, layout: sharding.Batch
     device = mesh.devices.flat[0]
     if dtype == "auto":
         dtype = sharding.best_matmul_dtype(device)
-    cpu_devices = mesh.size if device.platform == "cpu" else 0
+    cpu_devices = mesh.local_mesh.size if device.platform == "cpu" else 0
     padded = max(config.model.vocab_size, vocab_size)
     config = config.with_values("model", vocab_size=padded, matmul_dtype=dtype)
     sharding.check_attention(config.model, device)

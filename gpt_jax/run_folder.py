@@ -117,6 +117,34 @@ def checkpoint_folders(workdir: Path) -> list[Path]:
     return [path for path in workdir.glob("checkpoints/[0-9]*") if path.name.isdecimal()]
 
 
+@dataclasses.dataclass(frozen=True)
+class Saved:
+    """A checkpoint: its step, and its held-out loss in nats per token (inf: not measured)."""
+
+    step: int
+    val_loss: float
+
+
+def chosen(saved: list[Saved], which: str, folder: Path) -> Saved:
+    """The checkpoint, of those saved in `folder`, that `which` names, see `Checkpoints.find`."""
+    if not saved:
+        raise no_checkpoint(folder)
+    if which == "latest":
+        return saved[-1]
+    if which == "best":
+        return min(saved, key=lambda one: (one.val_loss, -one.step))
+    for one in saved:
+        if str(one.step) == which:
+            return one
+    steps = ", ".join(str(one.step) for one in saved)
+    raise UserError(f"{folder} has no step {which!r}: choose best, latest or one of {steps}")
+
+
+def no_checkpoint(folder: Path) -> UserError:
+    """What a reader is told of a folder without any."""
+    return UserError(f"{folder} holds no checkpoint: train first (scripts/train.py)")
+
+
 def existing_record(workdir: Path) -> Record:
     """The record of a run that must be there.
 

@@ -206,7 +206,9 @@ class MeshConfig(Section):
 
     SECTION: ClassVar[str] = "mesh"
 
-    cpu_devices: int = setting(0, NOT_NEGATIVE, "devices the CPU's cores are shown as; 0 = chosen")
+    cpu_devices: int = setting(
+        0, NOT_NEGATIVE, "devices the CPU's cores are shown as, in each process; 0 = chosen"
+    )
     data: int = setting(-1, REST_OR_POSITIVE, "devices that share the batch; -1 = the rest")
     fsdp: int = setting(1, POSITIVE, "devices that share the batch and the parameters")
     tensor: int = setting(1, POSITIVE, "devices that share each matrix product")

@@ -8,6 +8,7 @@ Shapes: A microbatches in a row, M windows of one microbatch over all devices, W
 
 import contextlib
 import dataclasses
+import itertools
 import math
 import os
 import re
@@ -69,7 +70,7 @@ def _largest_divisor(number: int, most: int) -> int:
 
 
 def start_devices(config: MeshConfig, batch_size: int) -> list[jax.Device]:
-    """The devices a run uses; on a CPU, each of `cpu_devices` cores is one.
+    """The devices a run uses, of all its processes; on a CPU, `cpu_devices` of each process.
 
     Left to choose, as many as this process has cores and as share the batch evenly. Where JAX is
     already running (a notebook, a test), the devices at hand are taken in place of the cores.
@@ -81,16 +82,17 @@ def start_devices(config: MeshConfig, batch_size: int) -> list[jax.Device]:
     try:
         jax.config.update("jax_num_cpu_devices", count)
     except RuntimeError:
-        count = config.cpu_devices or _largest_divisor(batch_size, len(jax.devices()))
+        count = config.cpu_devices or _largest_divisor(batch_size, len(jax.local_devices()))
     devices = jax.devices()
     if devices[0].platform != "cpu":
         return devices
-    if len(devices) < count:
+    if (running := len(jax.local_devices())) < count:
         raise UserError(
-            f"mesh.cpu_devices = {count}, but JAX already runs with {len(devices)}: ask for fewer, "
+            f"mesh.cpu_devices = {count}, but JAX already runs with {running}: ask for fewer, "
             "or set it before JAX starts"
         )
-    return devices[:count]
+    of_processes = itertools.groupby(devices, lambda device: device.process_index)
+    return [device for _, own in of_processes for device in itertools.islice(own, count)]
 
 
 def best_matmul_dtype(device: jax.Device) -> str:
@@ -194,10 +196,22 @@ class BatchLayout:
     rows_per_device: int
     sharding: NamedSharding
 
-    def place(self, windows_BW: np.ndarray) -> jax.Array:
-        """B = A M windows on the devices, shape (A, M, W); row b goes to divmod(b, M)."""
-        shape = (self.microbatches, self.rows, windows_BW.shape[-1])
-        return jax.device_put(windows_BW.reshape(shape), self.sharding)
+    def place(self, windows_NW: np.ndarray, rows_B: np.ndarray | None = None) -> jax.Array:
+        """B = A M windows on the devices, shape (A, M, W), int32; row b goes to divmod(b, M).
+
+        Each process reads only the windows of its own devices, so `windows_NW` may be a view into
+        more text than fits into memory.
+
+        Args:
+          rows_B: which of the N windows are the batch's; None: all, in order (N = B).
+        """
+        shape = (self.microbatches, self.rows, windows_NW.shape[-1])
+        rows_AM = (np.arange(len(windows_NW)) if rows_B is None else rows_B).reshape(shape[:2])
+
+        def own(index: Any) -> np.ndarray:
+            return windows_NW[rows_AM[index[:2]]].astype(np.int32)
+
+        return jax.make_array_from_callback(shape, self.sharding, own)
 
 
 def make_batch_layout(config: Config, mesh: Mesh | AbstractMesh) -> BatchLayout:

@@ -271,8 +271,8 @@ def mean_loss(
     losses = []
     for first in range(0, len(windows_NW), batch_size):
         poll()
-        windows_BW = windows_NW[first : first + batch_size].astype(np.int32)
-        filled_BW = np.resize(windows_BW, (batch_size, windows_BW.shape[1]))
-        losses_AM = jax.block_until_ready(eval_step(params, layout.place(filled_BW)))
-        losses.append(np.asarray(losses_AM).reshape(-1)[: len(windows_BW)])
+        rows = np.arange(first, min(first + batch_size, len(windows_NW)))
+        batch_AMW = layout.place(windows_NW, np.resize(rows, batch_size))
+        losses_AM = jax.block_until_ready(eval_step(params, batch_AMW))
+        losses.append(np.asarray(losses_AM).reshape(-1)[: len(rows)])
     return float(np.concatenate(losses).mean(dtype=np.float64))

@@ -5,26 +5,24 @@ log and saves a checkpoint, in this order: a run killed between two of them goes
 checkpoint and drops the lines that came after it.
 """
 
-import math
+import dataclasses
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import jax
-import numpy as np
 
-from gpt_jax import data, pretrained, report, sampling, sharding
+from gpt_jax import data, distributed, pretrained, sharding
 from gpt_jax.checkpoint import Checkpoints
 from gpt_jax.config import Config
-from gpt_jax.files import replacing
+from gpt_jax.finish import finish, sample_path
 from gpt_jax.interruption import Interrupted, Interruption
-from gpt_jax.metrics import Monitor, read_metrics
+from gpt_jax.metrics import Monitor
 from gpt_jax.resume import check_same_run, record_changes, with_recorded_choices
 from gpt_jax.run import Run, prepare
-from gpt_jax.run_folder import read_record
+from gpt_jax.run_folder import Record, read_record
 from gpt_jax.setting import UserError
-from gpt_jax.stacking import unrolled
 from gpt_jax.tensorboard import Listener, check_installed, event_files
 from gpt_jax.train_step import Metrics, TrainState, init_state
 
@@ -51,28 +49,33 @@ def train(
       UserError: for whatever the user can mend; see the modules this one calls.
       Interrupted: when asked to, after saving.
     """
-    asked = asked or Interruption()
+    asked, workdir = asked or Interruption(), workdir.absolute()
     if tensorboard:
         check_installed()
-    workdir = workdir.absolute()
-    record, changes = read_record(workdir), []
-    config = pretrained.configured(config, init_from, record, workdir)
-    if record is not None:
-        config = with_recorded_choices(config, record)
-        changes = check_same_run(config, record, workdir, resume_allow)
-        if _sample_path(workdir, config.train.steps).exists():
-            return False
-        init_from = record.init_from
+    begun = distributed.together(lambda: _begin(config, workdir, resume_allow, init_from))
+    distributed.check_same("what is to be trained", begun.told())
+    if begun.finished:
+        return False
+    config, record, init_from = begun.config, begun.record, begun.init_from
     devices = sharding.start_devices(config.mesh, config.train.batch_size)
     run = prepare(config, workdir, record, devices, init_from)
-    with Checkpoints.for_training(workdir / "checkpoints") as checkpoints:
+    with (
+        Checkpoints.for_training(workdir / "checkpoints") as checkpoints,
+        distributed.ending_together(),
+    ):
         state = _first_state(run, checkpoints, init_from)
         step = int(state.step)
-        if record is not None and changes:
-            record_changes(workdir, record, run.config, changes, step)
+        if record is not None and begun.changes:
+            args = workdir, record, run.config, begun.changes, step
+            distributed.first(lambda: record_changes(*args))
         with _listener(workdir, step, tensorboard) as listener:
             monitor = Monitor(
-                workdir, step, config.train.steps, run.tokens_per_step, listener=listener
+                workdir,
+                step,
+                config.train.steps,
+                run.tokens_per_step,
+                listener=listener,
+                writes=distributed.is_first(),
             )
             _introduce(run, state, monitor)
             if not checkpoints.all() and (init_from or not config.train.steps):
@@ -82,9 +85,37 @@ def train(
     return True
 
 
-def _sample_path(workdir: Path, step: int) -> Path:
-    """The sample, which is the last thing that a run writes."""
-    return workdir / "samples" / f"{step}.txt"
+@dataclasses.dataclass(frozen=True)
+class _Begun:
+    """What stands in the run's folder, and what is to be done there.
+
+    Attributes:
+      config: with the choices that were made when the run began.
+      record: None for a new run.
+      changes: what differs from the record, all of it allowed.
+    """
+
+    config: Config
+    record: Record | None
+    changes: list[dict[str, Any]]
+    init_from: str
+    finished: bool
+
+    def told(self) -> Any:
+        """In JSON."""
+        return dataclasses.asdict(self) | {"config": self.config.to_dict()}
+
+
+def _begin(config: Config, workdir: Path, resume_allow: Sequence[str], init_from: str) -> _Begun:
+    """Reads the folder and writes nothing. Raises UserError as the modules it calls."""
+    record = read_record(workdir)
+    config = pretrained.configured(config, init_from, record, workdir)
+    if record is None:
+        return _Begun(config, None, [], init_from, finished=False)
+    config = with_recorded_choices(config, record)
+    changes = check_same_run(config, record, workdir, resume_allow)
+    finished = sample_path(workdir, config.train.steps).exists()
+    return _Begun(config, record, changes, record.init_from, finished)
 
 
 def _first_state(run: Run, checkpoints: Checkpoints, init_from: str) -> TrainState:
@@ -97,7 +128,8 @@ def _first_state(run: Run, checkpoints: Checkpoints, init_from: str) -> TrainSta
 
 
 def _listener(workdir: Path, step: int, tensorboard: bool) -> AbstractContextManager[Listener]:
-    return event_files(workdir, step) if tensorboard else nullcontext(lambda entry: None)
+    writes = tensorboard and distributed.is_first()
+    return event_files(workdir, step) if writes else nullcontext(lambda entry: None)
 
 
 def _introduce(run: Run, state: TrainState, monitor: Monitor) -> None:
@@ -115,8 +147,8 @@ def _introduce(run: Run, state: TrainState, monitor: Monitor) -> None:
         f"{layout.sharding.mesh.size} {run.device.platform} device(s), {layout.microbatches} "
         f"microbatch(es) of {layout.rows_per_device}, matrix products in {c.model.matmul_dtype}"
     )
-    if state.step > 0:
-        monitor.say(f"goes on after step {int(state.step):,}")
+    if step := int(state.step):
+        monitor.say(f"goes on after step {step:,}")
 
 
 def evaluate_beginning(
@@ -148,9 +180,10 @@ def run_steps(
       Interrupted: when asked to.
     """
     c, step = run.config.train, int(state.step)
-    if monitor.lacks_evaluation(step) and _is_due(step, c.eval_every, c.steps):
+    lacks = distributed.first(lambda: monitor.lacks_evaluation(step))
+    if lacks and _is_due(step, c.eval_every, c.steps):
         missed = run.evaluate(state.evaluated, asked.check)
-        monitor.add_evaluation(missed)
+        distributed.first(lambda: monitor.add_evaluation(missed))
         checkpoints.add_loss(step, missed)
     with monitor.bar():
         while step < c.steps:
@@ -159,7 +192,8 @@ def run_steps(
             evaluates = _is_due(step, c.eval_every, c.steps)
             logs = evaluates or _is_due(step, c.log_every, c.steps)
             saves = _is_due(step, c.checkpoint_every, c.steps)
-            if run.device.platform == "cpu" or logs or saves:
+            waits = run.device.platform == "cpu" or logs or saves
+            if waits:
                 _wait(metrics)
                 _check_finite(run, state, step, checkpoints)
             monitor.step_done(step)
@@ -167,11 +201,14 @@ def run_steps(
                 val_loss = _evaluated(run, state, asked) if evaluates else None
                 if logs:
                     monitor.tell(step, metrics, val_loss)
-                if saves or asked.signum:
+                # To agree on it costs a message to all, and must not hold up an accelerator.
+                signum = asked.poll() if waits or not distributed.several() else 0
+                if saves or signum:
                     checkpoints.save(step, state, val_loss)
-            if asked.signum or step == c.steps:
+            if signum or step == c.steps:
                 checkpoints.confirm(step)
-            asked.check()
+            if signum:
+                raise Interrupted(signum)
     return state
 
 
@@ -216,46 +253,3 @@ def _check_finite(run: Run, state: TrainState, step: int, checkpoints: Checkpoin
         f"checkpoint is {checkpoints.latest_step or 'none'}: go on from it with a lower "
         "--config.optimizer.learning_rate and --resume_allow=optimizer.learning_rate"
     )
-
-
-def finish(run: Run, state: TrainState, monitor: Monitor, asked: Interruption) -> None:
-    """What a finished run leaves: its final loss, its curve and a sample of text."""
-    entries = read_metrics(run.workdir / "metrics.jsonl")
-    picture = run.workdir / "loss.png"
-    report.draw_loss_curve(entries, run.config.model.vocab_size, picture, run.source_loss())
-    loss = entries[-1]["val/loss"]
-    loss = math.nan if loss is None else loss  # JSON has no NaN.
-    monitor.say(
-        f"held-out loss {loss:.4f} nats per token, {run.bits_per_byte(loss):.4f} bits per byte"
-        + _estimate(run.tutorial_estimate(state.evaluated))
-    )
-    prompt = sampling.known_prompt(run.tokenizer, run.config.sample.prompt)
-    if prompt != run.config.sample.prompt:
-        monitor.say("(without sample.prompt: the vocabulary lacks a character of it)")
-    text = _sample(run, state, prompt, asked)
-    path = _sample_path(run.workdir, int(state.step))
-    path.parent.mkdir(exist_ok=True)
-    with replacing(path) as file:  # Half a sample would count as the end of the run.
-        file.write((text + "\n").encode("utf-8"))
-    monitor.say(f"a sample at temperature {run.config.sample.temperature}:\n\n{text}")
-
-
-def _estimate(loss: float | None) -> str:
-    if loss is None:
-        return ""
-    return f" (tutorial_estimate {loss:.4f}: to compare with the tutorial, nothing else)"
-
-
-def _sample(run: Run, state: TrainState, prompt: str, asked: Interruption) -> str:
-    """The prompt and its continuation."""
-    c = run.config
-    ids = sampling.encode_prompt(run.tokenizer, prompt)
-    model, params = unrolled(c.model, jax.device_put(state.evaluated, run.device))
-    pieces = [np.zeros(0, np.int32)]
-    drawn = sampling.stream(
-        model, params, ids, c.sample, c.train.seed, n_tokens=run.tokenizer.vocab_size
-    )
-    for [new] in drawn:
-        asked.check()
-        pieces.append(new)
-    return prompt + run.tokenizer.decode(np.concatenate(pieces))

@@ -155,10 +155,11 @@ def arrays(workdir: Path) -> dict[str, bytes]:
 
     from gpt_jax import run_folder, sharding, train_step
     from gpt_jax.checkpoint import Checkpoints
+    from gpt_jax.config import MeshConfig
 
-    config = run_folder.existing_record(workdir).config
-    devices = sharding.start_devices(config.mesh, config.train.batch_size)
-    abstract = train_step.abstract_state(config, sharding.make_mesh(config.mesh, devices))
+    config, one = run_folder.existing_record(workdir).config, MeshConfig(cpu_devices=1)
+    mesh = sharding.make_mesh(one, sharding.start_devices(one, 1))  # They are the same on any.
+    abstract = train_step.abstract_state(config, mesh)
     with Checkpoints.for_reading(workdir / "checkpoints") as checkpoints:
         state = checkpoints.restore(checkpoints.latest_step, abstract)
     leaves = jax.tree_util.tree_leaves_with_path(state.replace(key=jax.random.key_data(state.key)))

@@ -4,25 +4,29 @@
     python scripts/train.py --config=configs/tiny.py --config.data.corpus=my.txt --workdir=runs/mine
     python scripts/train.py --init_from=gpt2 --config.train.steps=0 --workdir=runs/gpt2
     python scripts/train.py --config=configs/gpt2.py:small --plan
+    python scripts/train.py --distributed --coordinator=HOST:PORT --num_processes=2 --process_id=0
     python scripts/train.py --help_config
 
 The same command, given again, goes on from the newest checkpoint in the run's folder.
 """
 
+import contextlib
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import command_line
 from absl import flags
 from rich.table import Column, Table
 
 from gpt_jax import config_table
+from gpt_jax.cluster import Cluster
 from gpt_jax.config import SECTIONS, Config
 from gpt_jax.interruption import Interrupted, interruption
 from gpt_jax.lock import one_writer
+from gpt_jax.setting import UserError
 
 if TYPE_CHECKING:
     from gpt_jax.plan import Plan
@@ -34,14 +38,23 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
     for name, meaning in (
         ("workdir", "Folder of the run; runs/<name of the config or weights> unless given."),
         ("init_from", "Folder with GPT-2's weights as Hugging Face has them, to begin from."),
+        ("coordinator", "With --distributed: HOST:PORT where process 0 listens to the others."),
+        ("coordinator_bind", "Address at which it listens there; HOST unless given."),
     ):
         flags.DEFINE_string(name, "", meaning, flag_values=values)
     for name, meaning in (
         ("tensorboard", "Write event files for TensorBoard, too."),
         ("plan", "Do not train: show what it would take."),
         ("help_config", "Show every setting, its default and range."),
+        ("distributed", "Train together with other processes, each started by this command."),
     ):
         flags.DEFINE_boolean(name, False, meaning, flag_values=values)
+    for name, default, meaning in (
+        ("num_processes", None, "How many processes train together."),
+        ("process_id", None, "Which of them this is, from 0."),
+        ("join_timeout", 300, "Seconds to wait for the others at the start."),
+    ):
+        flags.DEFINE_integer(name, default, meaning, flag_values=values)
     flags.DEFINE_multi_string(
         "resume_allow",
         [],
@@ -58,28 +71,56 @@ def main(argv: Sequence[str]) -> int:
         if values.help_config:
             show_settings()
             return
-        config = command_line.read_config(values, argv)
+        config, cluster = command_line.read_config(values, argv), read_cluster(values)
         init_from = values.init_from and str(Path(values.init_from).expanduser().absolute())
         if values.plan:
             show_plan(config, init_from)
             return
         named = init_from or command_line.config_file(values)
         workdir = Path(values.workdir or default_workdir(named)).expanduser().absolute()
-        with one_writer(workdir):  # Before anything heavy is loaded.
+        # Before anything heavy is loaded; several processes must meet first.
+        with meet(cluster, config, workdir) if cluster else one_writer(workdir):
             train(config, workdir, values, argv, init_from)
 
     return command_line.run(show_or_train, define_flags, argv, __doc__ or "")
+
+
+def read_cluster(values: flags.FlagValues) -> Cluster | None:
+    """The processes that train together; None without --distributed.
+
+    Raises:
+      UserError: for flags that say half of it, or belong to --distributed alone.
+    """
+    names = ("coordinator", "num_processes", "process_id", "coordinator_bind", "join_timeout")
+    if values.distributed:
+        told: list[Any] = [values[name].value for name in names]
+        return Cluster(*told)
+    if given := [name for name in names if values[name].present]:
+        raise UserError(f"--{given[0]} is for several processes: give --distributed, too")
+    return None
+
+
+@contextlib.contextmanager
+def meet(cluster: Cluster, config: Config, workdir: Path) -> Iterator[None]:
+    """Joins the other processes, and holds the folder of the run for all of them."""
+    from gpt_jax import distributed
+    from gpt_jax.compilation import set_up_compiler
+
+    set_up_compiler()  # What they agree on is compiled, too.
+    with distributed.joined(cluster, config, workdir):
+        yield
 
 
 def train(
     config: Config, workdir: Path, values: flags.FlagValues, argv: Sequence[str], init_from: str
 ) -> None:
     """Trains, and says how to go on where the run was stopped or was finished before."""
-    from gpt_jax import training  # Not before --help and bad input were answered: it loads JAX.
+    # Not before --help and bad input were answered: it loads JAX.
+    from gpt_jax import distributed, training
     from gpt_jax.compilation import set_up_compiler
 
     set_up_compiler()
-    with interruption() as asked:
+    with interruption(distributed.greatest) as asked:
         try:
             trained = training.train(
                 config, workdir, values.tensorboard, values.resume_allow, asked, init_from
