@@ -80,13 +80,15 @@ def flags_of(workdir, **changes):
     return [f"--workdir={workdir}", *(f"--config.{name}={it}" for name, it in settings.items())]
 
 
-def train_together(workdir, hooks=None, each=lambda number: [], **changes):
-    """scripts/train.py in two processes; `hooks`: what one runs in its place; `each`: its flags."""
+def train_together(workdir, hooks=None, each=lambda number: [], count=2, **changes):
+    """scripts/train.py in `count` processes; `hooks`: what one runs in its place; `each`: its
+    flags."""
     port, commands = free_port(), []
-    for number in (0, 1):
+    for number in range(count):
         hook = (hooks or {}).get(number)
         program = ["-c", hook] if hook else [str(ROOT / "scripts" / "train.py")]
-        cluster = [f"--coordinator=localhost:{port}", "--num_processes=2", f"--process_id={number}"]
+        cluster = [f"--coordinator=localhost:{port}", f"--num_processes={count}"]
+        cluster.append(f"--process_id={number}")
         command = [sys.executable, *program, "--distributed", *cluster]
         commands.append([*command, *flags_of(workdir, **changes), *each(number)])
     return run_all(commands, workdir.parent)
@@ -137,12 +139,21 @@ def stopped(folder):
 
 
 def test_two_processes_are_one_with_as_many_devices_bit_for_bit(folder, straight):
-    """On a mesh whose sums are all of two numbers: the order of more is the library's."""
+    """Without --distributed where every sum is of two numbers: more have another order there."""
     train_alone(folder / "alone", **{"mesh.cpu_devices": 4})
     check_same(folder / "alone", straight)
     record = json.loads((straight / "config.json").read_text())
     assert record["devices"]["count"] == 4
     assert record["config"]["mesh"]["cpu_devices"] == 2
+
+
+@pytest.mark.parametrize("fsdp", [1, 2])
+def test_any_number_of_distributed_processes_is_the_same_bit_for_bit(folder, fsdp):
+    mesh = {"mesh.tensor": 1, "mesh.fsdp": fsdp}
+    one, two = (folder / f"{name} of fsdp {fsdp}" for name in ("one", "two"))
+    assert train_together(one, count=1, **mesh, **{"mesh.cpu_devices": 4})[0] == [0]
+    assert train_together(two, **mesh)[0] == [0, 0]
+    check_same(one, two)
 
 
 def test_a_signal_to_one_process_stops_all_after_the_same_step(stopped, straight):
