@@ -2,7 +2,7 @@
 
     python scripts/train.py --config=configs/tiny.py
 
-On 2 cores (Granite Rapids with AMX): 4 minutes, held-out loss 1.5765 nats per character at the last
+On 2 cores (Granite Rapids with AMX): 4 minutes, held-out loss 1.5528 nats per character at the last
 step, seed 0. It is the default configuration, so there is nothing to change here.
 """
 

@@ -124,8 +124,10 @@ def _answer_abort(sentence: str, status: int) -> None:
     """
 
     def answer(signum: int) -> None:
-        os.write(2, f"error: {sentence}\n".encode())
-        os._exit(status)
+        try:
+            os.write(2, f"error: {sentence}\n".encode())
+        finally:  # Also where its output cannot be written, as on a full disk.
+            os._exit(status)
 
     _abort_handlers[:] = [*_abort_handlers, ctypes.CFUNCTYPE(None, ctypes.c_int)(answer)]
     ctypes.CDLL(None).signal(signal.SIGABRT, _abort_handlers[-1])
@@ -145,11 +147,13 @@ def ending_together() -> Iterator[None]:
     except Exception as error:
         if not several():
             raise
-        if not isinstance(error, OSError | jax.errors.JaxRuntimeError):
-            traceback.print_exc()
-        told = str(error) if isinstance(error, OSError) else _alone(first_cause(error))
-        print(f"error: {told}", file=sys.stderr, flush=True)
-        os._exit(LEFT_ALONE)
+        try:
+            if not isinstance(error, OSError | jax.errors.JaxRuntimeError):
+                traceback.print_exc()
+            told = str(error) if isinstance(error, OSError) else _alone(first_cause(error))
+            print(f"error: {told}", file=sys.stderr, flush=True)
+        finally:  # Also where its output cannot be written, as on a full disk.
+            os._exit(LEFT_ALONE)
 
 
 @contextlib.contextmanager
