@@ -70,7 +70,7 @@ def causal_attention(
 def cudnn_attention(q_BTHD: jax.Array, k_BSHD: jax.Array, v_BSHD: jax.Array) -> jax.Array:
     """`causal_attention` in bfloat16 by cuDNN's kernel, which never holds all weights at once.
 
-    For GPUs that `sharding.check_attention` lets pass. Without dropout: jax.nn has none for it.
+    For GPUs that `hardware.check_attention` lets pass. Without dropout: jax.nn has none for it.
 
     Args:
       k_BSHD, v_BSHD: of as many heads or fewer, each for several in a row of q's.

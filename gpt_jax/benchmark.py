@@ -16,9 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from gpt_jax import data, sampling, sharding
+from gpt_jax import data, hardware, sampling, sharding
 from gpt_jax.config import Config, GPTConfig
 from gpt_jax.layers import einsum
+from gpt_jax.plan import count_parameters, flops_per_token
 from gpt_jax.stacking import unrolled
 from gpt_jax.train_step import abstract_state, init_state, jit_train_step
 
@@ -43,7 +44,8 @@ def train(config: Config, steps: int) -> dict[str, Any]:
 
     compile_s, seconds = _timed(one, steps)
     trained = config.train.batch_size * c.block_size
-    return _figures("train", config, mesh, compile_s, seconds, trained, 3 * forward_flops(c))
+    flops = flops_per_token(c, count_parameters(abstract.params))
+    return _figures("train", config, mesh, compile_s, seconds, trained, flops)
 
 
 def sample(config: Config, num_samples: int, tokens: int) -> dict[str, Any]:
@@ -61,21 +63,9 @@ def sample(config: Config, num_samples: int, tokens: int) -> dict[str, Any]:
     compile_s, seconds = _timed(one, 5)
     seconds = [total / tokens for total in seconds]
     config = config.with_values("model", matmul_dtype="float32")  # As texts are drawn.
-    flops = forward_flops(config.model)
+    flops = flops_per_token(model, count_parameters(params)) // 3  # The backward pass has the rest.
     figures = _figures("sample", config, mesh, compile_s, seconds, num_samples, flops)
     return figures | {"num_samples": num_samples}
-
-
-def forward_flops(config: GPTConfig) -> int:
-    """Floating-point operations of the forward pass of a token: products of matrices and attention.
-
-    Twice the parameters that multiply, and 4 T C per block for scores and weighted sums over the
-    whole window, as in appendix B of PaLM (Chowdhery et al., 2022). Backward takes twice as many.
-    """
-    block = 12 * config.n_embd**2
-    head = config.n_embd * config.vocab_size
-    attention = 4 * config.block_size * config.n_embd
-    return 2 * (config.n_layer * block + head) + config.n_layer * attention
 
 
 def gemm_gflops(config: GPTConfig, mesh: jax.sharding.Mesh) -> float:
@@ -91,9 +81,9 @@ def gemm_gflops(config: GPTConfig, mesh: jax.sharding.Mesh) -> float:
 def _prepared(config: Config) -> tuple[Config, jax.sharding.Mesh]:
     devices = sharding.start_devices(config.mesh, config.train.batch_size)
     dtype = config.model.matmul_dtype
-    dtype = sharding.best_matmul_dtype(devices[0]) if dtype == "auto" else dtype
+    dtype = hardware.best_matmul_dtype(devices[0]) if dtype == "auto" else dtype
     config = config.with_values("model", vocab_size=VOCAB, matmul_dtype=dtype)
-    sharding.check_attention(config.model, devices[0])
+    hardware.check_attention(config.model, devices[0])
     return config, sharding.make_mesh(config.mesh, devices)
 
 

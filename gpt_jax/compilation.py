@@ -1,6 +1,7 @@
 """What was compiled once is kept, in the user's own cache folder, and its memory given back."""
 
 import ctypes
+import functools
 import os
 import stat
 import sys
@@ -14,8 +15,9 @@ COMPILED = "/jax/core/compile/backend_compile_duration"
 LONG_COMPILE_S = 0.2  # What took less leaves little.
 
 
+@functools.cache
 def set_up_compiler() -> None:
-    """What every command does before it compiles anything."""
+    """What every command does before it compiles anything, once."""
     use_compilation_cache()
     give_memory_back()
 

@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -72,8 +73,19 @@ def joined(cluster: Cluster, config: Config, workdir: Path) -> Iterator[None]:
     record = read_record(workdir)  # Only to start as many devices: it is read again, in its turn.
     started = config if record is None else with_recorded_choices(config, record)
     sharding.start_devices(started.mesh, config.train.batch_size)
+    _check_devices()
     with ending_together(), _silent_unless_first(), _one_writer(workdir):
         yield
+
+
+def _check_devices() -> None:
+    """Before any of them speaks: JAX cannot lay a message over processes of different sizes."""
+    counts = Counter(device.process_index for device in jax.devices())
+    if len(set(counts.values())) > 1:
+        raise UserError(
+            f"the processes have {', '.join(str(counts[i]) for i in sorted(counts))} devices: give "
+            "all the same --config.mesh.cpu_devices"
+        )
 
 
 def _initialize(cluster: Cluster) -> None:
@@ -174,16 +186,15 @@ def _one_writer(workdir: Path) -> Iterator[None]:
     """
     with contextlib.ExitStack() as held:
         first(lambda: held.enter_context(lock.one_writer(workdir)))
-        together(lambda: _check_shared(workdir))
+        check_same(f"{workdir} (it must be on a file system that they share)", _lock_text(workdir))
         yield
 
 
-def _check_shared(workdir: Path) -> None:
-    if lock.fcntl is not None and not (workdir / ".lock").exists():
-        raise UserError(
-            f"{workdir} is not the same folder for all processes of the run: name one on a file "
-            "system that they share (--workdir)"
-        )
+def _lock_text(workdir: Path) -> str:
+    """What process 0 has just written; in another folder there is an old lock, or none."""
+    with contextlib.suppress(OSError):
+        return (workdir / ".lock").read_text(encoding="utf-8")
+    return ""
 
 
 def together(action: Callable[[], T]) -> T:

@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from gpt_jax import sharding
+from gpt_jax import hardware, sharding
 from gpt_jax.checkpoint import Checkpoints
 from gpt_jax.config import MeshConfig
 from gpt_jax.data import evaluation_windows
@@ -52,12 +52,15 @@ def evaluate(workdir: Path, which: str) -> Evaluation:
     record = existing_record(workdir)
     # Of another machine than the run's, perhaps: its layout is chosen anew.
     config = dataclasses.replace(record.config, mesh=MeshConfig())
-    config = config.with_values("train", microbatch_size=0)
     devices = sharding.start_devices(config.mesh, config.train.batch_size)
-    if not sharding.has_cudnn_attention(devices[0]):
+    if not hardware.has_cudnn_attention(devices[0]):
         config = config.with_values("model", attention="xla")
     shared = -(-config.train.batch_size // len(devices)) * len(devices)
-    run = prepare(config.with_values("train", batch_size=shared), workdir, record, devices)
+    # A GPU can hold as many windows at a time as in training; a CPU's number is chosen anew.
+    size = math.gcd(shared // len(devices), config.train.microbatch_size)
+    size = 0 if devices[0].platform == "cpu" else size
+    config = config.with_values("train", batch_size=shared, microbatch_size=size)
+    run = prepare(config, workdir, record, devices)
     # Found and read at once: a run in progress removes checkpoints.
     with Checkpoints.for_reading(workdir / "checkpoints") as checkpoints:
         step = checkpoints.find(which).step

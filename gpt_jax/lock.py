@@ -36,6 +36,7 @@ def one_writer(workdir: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(json.dumps(_this_process()).encode("utf-8"))
         file.flush()
+        os.fsync(file.fileno())  # Other hosts read it, too.
         try:
             yield
         finally:

@@ -211,11 +211,16 @@ class Monitor:
         self.tell(0, dict.fromkeys(("loss", "lr", "grad_norm"), math.nan), val_loss)
 
     def lacks_evaluation(self, step: int) -> bool:
-        """Whether the log ends with `step` and without its held-out loss."""
-        return self._last_entry["step"] == step > 0 and "val/loss" not in self._last_entry
+        """Whether the log does not end with the held-out loss of `step`."""
+        return step > 0 and (self._last_entry["step"] < step or "val/loss" not in self._last_entry)
 
-    def add_evaluation(self, val_loss: float) -> None:
-        """Writes the held-out loss into the last line of the log."""
+    def add_evaluation(self, step: int, val_loss: float) -> None:
+        """Writes the held-out loss of `step` into the last line of the log, or a line of its own.
+
+        There is none of `step` where the run was stopped between two lines.
+        """
+        if self._last_entry["step"] < step:
+            return self.tell(step, dict.fromkeys(("loss", "lr", "grad_norm"), math.nan), val_loss)
         entries = read_metrics(self._path)
         entry = entries[-1] | {"val/loss": val_loss}
         self._replace_log([*entries[:-1], entry])
@@ -231,7 +236,7 @@ class Monitor:
         speed = f"  {entry['tokens_per_s']:,} tokens/s" if entry["tokens_per_s"] else ""
         left = duration(self._clock.seconds_left(self._last_step - entry["step"]))
         progress = f"step {entry['step']}/{self._last_step}"
-        if entry["step"]:
+        if not math.isnan(entry["lr"]):  # There was a step, and not an evaluation alone.
             progress += f"  train {entry['train/loss']:.4f}"
         self._bar.update(self._task, description=f"{progress}{speed}  {left} left")
         silent_s = entry["elapsed_s"] - self._last_line_s

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from gpt_jax import sharding
+from gpt_jax import hardware, sharding
 from gpt_jax.attention import MOST_QUERY_BLOCKS, QUERY_BLOCK
 from gpt_jax.communication import communication
 from gpt_jax.config import Config, GPTConfig
@@ -79,6 +79,7 @@ def plan(config: Config) -> Plan:
     config = config.with_values("model", vocab_size=vocabulary_size(config))
     if config.model.matmul_dtype == "auto":
         config = config.with_values("model", matmul_dtype="bfloat16")
+    hardware.check_attention(config.model, None)
     layout = sharding.make_batch_layout(config, sharding.make_abstract_mesh(config.mesh))
     return _plan(config, layout, abstract_state(config, layout.sharding.mesh))
 
@@ -100,7 +101,7 @@ def _plan_at_hand(config: Config, mesh: Mesh) -> Plan:
 def _plan(config: Config, layout: sharding.BatchLayout, abstract: TrainState) -> Plan:
     """From shapes alone."""
     tokens = config.train.batch_size * config.model.block_size
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(abstract.params))
+    parameters = count_parameters(abstract.params)
     mesh = layout.sharding.mesh.shape
     gradients = _bytes_on_device(abstract.params) * (2 if layout.microbatches > 1 else 1)
     return Plan(
@@ -165,6 +166,11 @@ def flops_per_token(config: GPTConfig, parameters: int) -> int:
     looked_up += config.block_size if config.position == "learned" else 0
     multiplying = parameters - looked_up * config.n_embd
     return 6 * multiplying + 12 * config.n_layer * config.n_embd * config.block_size
+
+
+def count_parameters(params: Any) -> int:
+    """How many numbers a tree of arrays has."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 def _bytes(tree: Any) -> int:

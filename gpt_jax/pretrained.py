@@ -76,6 +76,7 @@ def with_weights(state: TrainState, source: str) -> TrainState:
       UserError: as `gpt2.open_folder`.
     """
     folder = gpt2.open_folder(Path(source))
+    jax.tree.map(lambda old: old.delete(), state.average)
 
     def read(path: tuple[Any, ...], old: jax.Array) -> jax.Array:
         shape, place = old.shape, old.sharding

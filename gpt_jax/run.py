@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from gpt_jax import corpus, data, distributed, play, sharding, shards
+from gpt_jax import corpus, data, distributed, hardware, play, sharding, shards
 from gpt_jax.config import Config
 from gpt_jax.resume import check_same_corpus
 from gpt_jax.run_folder import Record, matching_tokenizer, write_record
@@ -224,11 +224,11 @@ def resolve(config: Config, source: str, vocab_size: int, layout: sharding.Batch
     mesh, dtype = layout.sharding.mesh, config.model.matmul_dtype
     device = mesh.devices.flat[0]
     if dtype == "auto":
-        dtype = sharding.best_matmul_dtype(device)
+        dtype = hardware.best_matmul_dtype(device)
     cpu_devices = mesh.local_mesh.size if device.platform == "cpu" else 0
     padded = max(config.model.vocab_size, vocab_size)
     config = config.with_values("model", vocab_size=padded, matmul_dtype=dtype)
-    sharding.check_attention(config.model, device)
+    hardware.check_attention(config.model, device)
     kind = absolute_kind(config.data.tokenizer)
     config = config.with_values("data", corpus=source, tokenizer=kind)
     config = config.with_values("train", microbatch_size=layout.rows_per_device)

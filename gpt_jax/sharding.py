@@ -10,11 +10,8 @@ import contextlib
 import dataclasses
 import itertools
 import math
-import os
-import re
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,6 +19,7 @@ import numpy as np
 from flax import linen as nn
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
+from gpt_jax import hardware
 from gpt_jax.config import Config, GPTConfig, MeshConfig
 from gpt_jax.setting import UserError
 
@@ -43,26 +41,7 @@ RULES: dict[str, tuple[str, ...]] = {
 # configs/tiny.py on 2 cores takes 126 ms, with 128, 512 or 1024 tokens at once 172, 148 and 167 ms.
 CPU_MICROBATCH_TOKENS = 256
 
-
-# More devices than this in one process take long to compile for and wait for one another.
-MAX_CPU_DEVICES = 16
 MOST_PLANNED = 1024
-CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
-
-
-def usable_cores() -> int:
-    """The cores this process may use, MAX_CPU_DEVICES at most: by affinity and container quota."""
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    return max(1, min(cores, container_cores(CPU_QUOTA) or cores, MAX_CPU_DEVICES))
-
-
-def container_cores(path: Path) -> int | None:
-    """The whole cores a container's quota allows (cgroup v2: "quota period"); None without one."""
-    try:
-        quota, period = path.read_text().split()
-        return max(1, int(quota) // int(period))
-    except (OSError, ValueError):  # There is no such file, or it says "max".
-        return None
 
 
 def _largest_divisor(number: int, most: int) -> int:
@@ -78,7 +57,7 @@ def start_devices(config: MeshConfig, batch_size: int) -> list[jax.Device]:
     Raises:
       UserError: when `cpu_devices` are more than JAX already runs with.
     """
-    count = config.cpu_devices or _largest_divisor(batch_size, usable_cores())
+    count = config.cpu_devices or _largest_divisor(batch_size, hardware.usable_cores())
     try:
         jax.config.update("jax_num_cpu_devices", count)
     except RuntimeError:
@@ -95,58 +74,6 @@ def start_devices(config: MeshConfig, batch_size: int) -> list[jax.Device]:
     return [device for _, own in of_processes for device in itertools.islice(own, count)]
 
 
-def best_matmul_dtype(device: jax.Device) -> str:
-    """What `model.matmul_dtype = auto` means on a device: bfloat16 where it is in hardware.
-
-    Said by what the hardware names itself, never measured: a CPU by its feature flags (AVX512-BF16
-    or AMX, read on Linux), an NVIDIA GPU by its compute capability (8 and up), a TPU always.
-    """
-    if device.platform == "cpu":
-        has_it = sys.platform == "linux" and cpu_has_bfloat16(Path("/proc/cpuinfo").read_text())
-    else:
-        has_it = not re.match(r"[1-7]\.", str(getattr(device, "compute_capability", "")))
-    return "bfloat16" if has_it else "float32"
-
-
-def cpu_has_bfloat16(flags: str) -> bool:
-    """Whether a CPU's feature flags name products of bfloat16."""
-    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(flags.split())
-
-
-def check_attention(config: GPTConfig, device: jax.Device) -> None:
-    """Refuses `model.attention = cudnn` where `jax.nn.dot_product_attention` cannot do it.
-
-    Args:
-      config: with `matmul_dtype` chosen.
-
-    Raises:
-      UserError: with all reasons.
-    """
-    if config.attention != "cudnn":
-        return
-    reasons = {
-        f"the device is {device.device_kind}": not has_cudnn_attention(device),
-        f"model.dropout = {config.dropout}": config.dropout > 0,
-        f"model.matmul_dtype = {config.matmul_dtype}": config.matmul_dtype != "bfloat16",
-        f"a head has {config.head_dim} numbers": config.head_dim % 8 or config.head_dim > 128,
-    }
-    if told := ", ".join(reason for reason, holds in reasons.items() if holds):
-        raise UserError(
-            "model.attention = 'cudnn' needs an NVIDIA GPU of compute capability 8.0 or more, no "
-            "dropout, bfloat16 products, and heads of a multiple of 8 numbers, at most 128, but "
-            f"{told}: change that, or set model.attention=xla"
-        )
-
-
-def has_cudnn_attention(device: jax.Device) -> bool:
-    """Whether a device is an NVIDIA GPU with cuDNN's attention: compute capability 8.0 and up.
-
-    AMD's GPUs name themselves otherwise ("gfx90a").
-    """
-    number = re.fullmatch(r"(\d+)\.\d+", str(getattr(device, "compute_capability", "")))
-    return number is not None and int(number[1]) >= 8
-
-
 def make_mesh(config: MeshConfig, devices: list[jax.Device]) -> Mesh:
     """The mesh (data, fsdp, tensor) over `devices`.
 
@@ -159,7 +86,7 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device]) -> Mesh:
         raise UserError(
             f"mesh.data = {config.data}, mesh.fsdp = {config.fsdp} and mesh.tensor = "
             f"{config.tensor} do not multiply to the {len(devices)} devices at hand: change them, "
-            "or mesh.cpu_devices"
+            "or mesh.cpu_devices; to plan for others, give all three"
         )
     shape = (data, config.fsdp, config.tensor)
     # Auto: make_mesh's own default, Explicit, refuses the embedding look-up of a linen model.

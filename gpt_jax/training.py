@@ -65,6 +65,7 @@ def train(
     ):
         state = _first_state(run, checkpoints, init_from)
         step = int(state.step)
+        _check_not_over(step, config.train.steps, workdir)
         if record is not None and begun.changes:
             args = workdir, record, run.config, begun.changes, step
             distributed.first(lambda: record_changes(*args))
@@ -116,6 +117,14 @@ def _begin(config: Config, workdir: Path, resume_allow: Sequence[str], init_from
     changes = check_same_run(config, record, workdir, resume_allow)
     finished = sample_path(workdir, config.train.steps).exists()
     return _Begun(config, record, changes, record.init_from, finished)
+
+
+def _check_not_over(step: int, steps: int, workdir: Path) -> None:
+    if step > steps:
+        raise UserError(
+            f"train.steps = {steps}, but the run in {workdir} is at step {step} already: ask for "
+            "more, or start a new one with another --workdir"
+        )
 
 
 def _first_state(run: Run, checkpoints: Checkpoints, init_from: str) -> TrainState:
@@ -183,7 +192,7 @@ def run_steps(
     lacks = distributed.first(lambda: monitor.lacks_evaluation(step))
     if lacks and _is_due(step, c.eval_every, c.steps):
         missed = run.evaluate(state.evaluated, asked.check)
-        distributed.first(lambda: monitor.add_evaluation(missed))
+        distributed.first(lambda: monitor.add_evaluation(step, missed))
         checkpoints.add_loss(step, missed)
     with monitor.bar():
         while step < c.steps:
@@ -246,10 +255,11 @@ def _check_finite(run: Run, state: TrainState, step: int, checkpoints: Checkpoin
     offsets = data.batch_offsets(
         len(run.train_tokens), c.model.block_size, c.train.batch_size, c.train.seed, step - 1
     )
+    saved = [one.step for one in checkpoints.all()]
     raise UserError(
         f"{skipped} steps in a row up to step {step} had a loss or a gradient that is not finite "
         f"(train.max_skipped = {c.train.max_skipped}); the windows of the last began at tokens "
         f"{', '.join(map(str, offsets[:8]))}{', ...' if len(offsets) > 8 else ''}; the last good "
-        f"checkpoint is {checkpoints.latest_step or 'none'}: go on from it with a lower "
+        f"checkpoint is {saved[-1] if saved else 'none'}: go on from it with a lower "
         "--config.optimizer.learning_rate and --resume_allow=optimizer.learning_rate"
     )

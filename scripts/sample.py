@@ -112,9 +112,9 @@ def load(values: flags.FlagValues) -> "TrainedModel":
 
 def share_cores(num_samples: int) -> None:
     """Makes each core a device, before JAX starts: they share the samples."""
-    from gpt_jax import sharding
+    from gpt_jax import hardware, sharding
 
-    count = min(sharding.usable_cores(), num_samples)
+    count = min(hardware.usable_cores(), num_samples)
     sharding.start_devices(MeshConfig(cpu_devices=count), num_samples)
 
 

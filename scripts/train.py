@@ -74,6 +74,11 @@ def main(argv: Sequence[str]) -> int:
         config, cluster = command_line.read_config(values, argv), read_cluster(values)
         init_from = values.init_from and str(Path(values.init_from).expanduser().absolute())
         if values.plan:
+            if cluster:
+                raise UserError(
+                    "--plan needs no other process: leave out --distributed, and give "
+                    "--config.mesh.data, fsdp and tensor"
+                )
             show_plan(config, init_from)
             return
         named = init_from or command_line.config_file(values)

@@ -147,10 +147,10 @@ def test_two_processes_are_one_with_as_many_devices_bit_for_bit(folder, straight
     assert record["config"]["mesh"]["cpu_devices"] == 2
 
 
-@pytest.mark.parametrize("fsdp", [1, 2])
-def test_any_number_of_distributed_processes_is_the_same_bit_for_bit(folder, fsdp):
-    mesh = {"mesh.tensor": 1, "mesh.fsdp": fsdp}
-    one, two = (folder / f"{name} of fsdp {fsdp}" for name in ("one", "two"))
+def test_any_number_of_distributed_processes_is_the_same_bit_for_bit(folder):
+    """Also where four numbers are summed."""
+    mesh = {"mesh.tensor": 1, "mesh.fsdp": 2}
+    one, two = folder / "one process", folder / "two processes"
     assert train_together(one, count=1, **mesh, **{"mesh.cpu_devices": 4})[0] == [0]
     assert train_together(two, **mesh)[0] == [0, 0]
     check_same(one, two)
@@ -271,6 +271,22 @@ def test_processes_with_different_settings_are_refused_by_all(folder):
         assert "error: what is to be trained is not the same in all processes" in text
         assert "Traceback" not in text
     assert not (folder / "different").exists()
+
+
+def test_processes_with_different_devices_or_folders_are_refused_by_all(folder):
+    devices = {"each": lambda number: [f"--config.mesh.cpu_devices={number + 1}"]}
+    statuses, told = train_together(folder / "uneven", **devices)
+    assert statuses == [2, 2]
+    for text in told:
+        assert "error: the processes have 1, 2 devices: give all the same" in text
+    for name in ("one", "another"):  # Used before: a lock stays.
+        (folder / name).mkdir()
+        (folder / name / ".lock").write_text("{}")
+    workdirs = {"each": lambda number: [f"--workdir={folder / ('one', 'another')[number]}"]}
+    statuses, told = train_together(folder / "unused", **workdirs)
+    assert statuses == [2, 2]
+    for text in told:
+        assert "it must be on a file system that they share" in text
 
 
 def test_where_the_others_do_not_come_one_sentence_and_the_end(folder):

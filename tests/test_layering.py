@@ -30,6 +30,7 @@ ORDER = [
     "stacking",
     "model",
     "optimizer",
+    "hardware",
     "sharding",
     "train_step",
     "communication",

@@ -6,9 +6,6 @@ import re
 import benchmark
 import pytest
 
-from gpt_jax.benchmark import forward_flops
-from gpt_jax.config import GPTConfig
-
 FIGURES = {
     *("mode", "ms_per_step", "tokens_per_s", "compile_s", "peak_rss_mb", "dropout", "matmul_dtype"),
     *("gflops", "gemm_gflops", "fraction_of_ceiling", "devices", "platform", "config"),
@@ -33,8 +30,10 @@ def test_training_figures(capsys):
     assert set(figures) == FIGURES
     assert (figures["mode"], figures["devices"], figures["dropout"]) == ("train", 2, 0.1)
     assert figures["tokens_per_s"] == pytest.approx(4 * 16 / figures["ms_per_step"] * 1e3, rel=0.01)
-    flops = 3 * forward_flops(GPTConfig(vocab_size=65, n_layer=1, n_embd=16, block_size=16))
-    assert figures["gflops"] == pytest.approx(figures["tokens_per_s"] * flops / 1e9, abs=0.1)
+    multiplying = 12 * 16**2 + 16 * 65
+    flops = 6 * multiplying + 12 * 16 * 16
+    # Biases and LayerNorms, 192 of 4,304 numbers, are counted, too.
+    assert figures["gflops"] == pytest.approx(figures["tokens_per_s"] * flops / 1e9, rel=0.06)
 
 
 @pytest.mark.parametrize("num_samples", [1, 3])
@@ -72,14 +71,6 @@ def test_starting_is_timed_to_the_first_step_and_to_the_first_character(capsys, 
 def test_a_person_gets_lines(capsys):
     _, out, _ = run(capsys, *SMALL, "--steps=1")
     assert re.search(r"^  ms_per_step +\d", out, re.MULTILINE)
-
-
-def test_flops_are_those_of_the_tutorials_model():
-    """6 N for each token, N the parameters that multiply, and attention: 23 GFLOP for 4,096."""
-    flops = 3 * forward_flops(GPTConfig(vocab_size=65))
-    n = 4 * 12 * 128**2 + 128 * 65
-    assert flops == 6 * n + 12 * 4 * 128 * 128
-    assert 4096 * flops == pytest.approx(23e9, rel=0.03)
 
 
 @pytest.mark.parametrize(

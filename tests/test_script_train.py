@@ -78,6 +78,7 @@ def test_help_names_the_flags_and_the_command(capsys):
         (["--config.mesh.cpu_devices=99"], r"mesh\.cpu_devices = 99"),
         (["--init_from=/no/gpt2"], r"/no/gpt2/config.json cannot be read"),
         (["--init_from=/no/gpt2", "--plan"], r"/no/gpt2/config.json cannot be read"),
+        (["--plan", "--distributed"], "--plan needs no other process"),
     ],
 )
 def test_bad_input_gets_one_sentence_and_status_2(flags, words, capsys, tmp_path, no_training):

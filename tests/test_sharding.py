@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from gpt_jax import sharding, train_step
+from gpt_jax import hardware, sharding, train_step
 from gpt_jax.setting import UserError
 
 
@@ -127,7 +127,7 @@ def test_chosen_devices_share_the_batch_evenly(small, monkeypatch):
     """As many as cores where JAX is not running yet; here it runs, so it is asked how many."""
     asked = []
     monkeypatch.setattr(sharding.jax.config, "update", lambda name, value: asked.append(value))
-    monkeypatch.setattr(sharding, "usable_cores", lambda: 6)
+    monkeypatch.setattr(hardware, "usable_cores", lambda: 6)
     for batch_size in (32, 12, 35, 7):
         sharding.start_devices(small.with_values("mesh", cpu_devices=0).mesh, batch_size)
     assert asked == [4, 6, 5, 1]
@@ -144,10 +144,10 @@ def test_auto_dtype_of_accelerators():
         platform = "gpu"
 
     device = Accelerator()
-    assert sharding.best_matmul_dtype(device) == "bfloat16"
+    assert hardware.best_matmul_dtype(device) == "bfloat16"
     for capability, dtype in (("7.5", "float32"), ("8.0", "bfloat16"), ("12.0", "bfloat16")):
         device.compute_capability = capability
-        assert sharding.best_matmul_dtype(device) == dtype
+        assert hardware.best_matmul_dtype(device) == dtype
 
 
 class Device:
@@ -161,9 +161,9 @@ H100, T4, MI300 = Device("H100", "9.0"), Device("T4", "7.5"), Device("MI300", "g
 
 
 def test_cudnn_attention_is_for_newer_gpus_of_nvidia():
-    assert sharding.has_cudnn_attention(H100)
-    assert sharding.has_cudnn_attention(Device("B200", "10.0"))
-    assert not any(sharding.has_cudnn_attention(one) for one in (T4, MI300, jax.devices()[0]))
+    assert hardware.has_cudnn_attention(H100)
+    assert hardware.has_cudnn_attention(Device("B200", "10.0"))
+    assert not any(hardware.has_cudnn_attention(one) for one in (T4, MI300, jax.devices()[0]))
 
 
 @pytest.mark.parametrize(
@@ -178,11 +178,11 @@ def test_cudnn_attention_is_for_newer_gpus_of_nvidia():
 )
 def test_attention_that_cannot_be_computed_is_refused_with_all_reasons(small, device, values, told):
     good = {"attention": "cudnn", "dropout": 0.0, "matmul_dtype": "bfloat16"}
-    sharding.check_attention(small.with_values("model", **good).model, H100)
+    hardware.check_attention(small.with_values("model", **good).model, H100)
     config = small.with_values("model", **good | values)
     with pytest.raises(UserError, match=told):
-        sharding.check_attention(config.model, device)
-    sharding.check_attention(config.with_values("model", attention="xla").model, device)
+        hardware.check_attention(config.model, device)
+    hardware.check_attention(config.with_values("model", attention="xla").model, device)
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_attention_that_cannot_be_computed_is_refused_with_all_reasons(small, de
     ],
 )
 def test_a_cpu_has_bfloat16_if_its_flags_say_so(flags, expected):
-    assert sharding.cpu_has_bfloat16(flags) == expected
+    assert hardware.cpu_has_bfloat16(flags) == expected
 
 
 @pytest.mark.parametrize(
@@ -204,10 +204,10 @@ def test_a_cpu_has_bfloat16_if_its_flags_say_so(flags, expected):
 )
 def test_the_quota_of_a_container_limits_the_cores(content, cores, tmp_path, monkeypatch):
     path = tmp_path / "cpu.max"
-    assert sharding.container_cores(path) is None
+    assert hardware.container_cores(path) is None
     path.write_text(content + "\n")
-    assert sharding.container_cores(path) == cores
-    monkeypatch.setattr(sharding, "CPU_QUOTA", path)
+    assert hardware.container_cores(path) == cores
+    monkeypatch.setattr(hardware, "CPU_QUOTA", path)
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(64)), raising=False)
     monkeypatch.setattr("os.cpu_count", lambda: 64)
-    assert sharding.usable_cores() == (cores or sharding.MAX_CPU_DEVICES)
+    assert hardware.usable_cores() == (cores or hardware.MAX_CPU_DEVICES)

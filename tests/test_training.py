@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -17,6 +18,7 @@ import gpt_jax
 from gpt_jax import corpus, sharding, train_step, training
 from gpt_jax.checkpoint import Checkpoints
 from gpt_jax.config import Config
+from gpt_jax.interruption import Interrupted, Interruption
 from gpt_jax.metrics import read_metrics
 from gpt_jax.run_folder import read_record
 from gpt_jax.setting import UserError
@@ -184,6 +186,34 @@ def test_a_run_stopped_before_its_sample_still_gets_it(config, tmp_path, monkeyp
 
 def raise_interrupt(*args):
     raise KeyboardInterrupt
+
+
+def test_a_run_stopped_between_two_lines_of_its_log_can_end_there_and_not_before(
+    config, tmp_path, monkeypatch
+):
+    """After step 3; there are lines of steps 2 and 4."""
+    asked, wait = Interruption(), training._wait
+
+    def wait_and_ask(metrics):
+        wait(metrics)
+        asked.signum = signal.SIGINT if int(asked_after.pop()) == 3 else 0
+
+    asked_after = [3, 2, 1]
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(training, "_wait", wait_and_ask)
+        training.train(config, tmp_path / "run", asked=asked)
+    assert [entry["step"] for entry in log(tmp_path / "run")] == [2]
+    allowed = {"resume_allow": ["train.steps"]}
+    with pytest.raises(
+        UserError, match=r"train\.steps = 2, but the run in .* is at step 3 already"
+    ):
+        training.train(config.with_values("train", steps=2), tmp_path / "run", **allowed)
+    assert read_record(tmp_path / "run").config.train.steps == 10
+    assert training.train(config.with_values("train", steps=3), tmp_path / "run", **allowed)
+    last = log(tmp_path / "run")[-1]
+    assert (last["step"], last["train/loss"]) == (3, None)
+    assert last["val/loss"] < 4.2
+    assert (tmp_path / "run" / "samples" / "3.txt").exists()
 
 
 def test_a_run_goes_on_with_another_number_of_devices(config, tmp_path, monkeypatch, capsys):
