@@ -24,6 +24,7 @@ from gpt_jax.tokenizer import (
     ENCODED_AT_ONCE,
     Tokenizer,
     absolute_kind,
+    file_content,
     load_tokenizer,
     make_tokenizer,
     save_tokenizer,
@@ -46,7 +47,7 @@ def prepare(data: DataConfig, folder: Path, shard_tokens: int, tell: Tell) -> In
 
     Raises:
       UserError: when a file cannot be read, is not UTF-8 or has changed since the beginning, or
-        `folder` was made with other settings.
+        `folder` was made with other settings, or holds files of something else.
     """
     files = find_files(data.corpus)
     kind, source = absolute_kind(data.tokenizer), absolute_source(data.corpus)
@@ -92,17 +93,29 @@ def _described(files: Iterable[Path], tell: Tell) -> tuple[dict[str, Any], ...]:
 
 def _begin(data: DataConfig, folder: Path, index: Index, tell: Tell) -> Index:
     """Makes the tokenizer, and notes with what everything begins."""
+    for name in ("config.json", "tokens.bin"):  # Of a run, a GPT-2, another program.
+        if (folder / name).exists():
+            raise _not_ours(folder / name)
     total = sum(source["bytes"] for source in index.sources)
     texts = _told(pieces(text_blocks(_files(index))), "vocabulary", 0, total, tell)
     if data.tokenizer == "bpe":
         texts = _training_part(texts, total * (1 - data.val_fraction))
     tokenizer = make_tokenizer(data.tokenizer, texts, data.bpe_vocab_size)
+    path = folder / "tokenizer.json"
+    if path.exists() and path.read_bytes() != file_content(tokenizer):  # Else a kill left it.
+        raise _not_ours(path)
     folder.mkdir(parents=True, exist_ok=True)
-    save_tokenizer(tokenizer, folder / "tokenizer.json")
-    sha256, dtype = file_sha256(folder / "tokenizer.json"), token_dtype(tokenizer.vocab_size).name
+    save_tokenizer(tokenizer, path)
+    sha256, dtype = file_sha256(path), token_dtype(tokenizer.vocab_size).name
     index = dataclasses.replace(index, tokenizer_sha256=sha256, dtype=dtype)
     write_index(folder / "unfinished.json", index)
     return index
+
+
+def _not_ours(path: Path) -> UserError:
+    return UserError(
+        f"{path} is there and of no preparation, and would be lost: give another --out"
+    )
 
 
 def _training_part(texts: Iterable[str], limit: float) -> Iterator[str]:

@@ -221,9 +221,14 @@ def _local_tokenizer(kind: str) -> Tokenizer:
 
 def save_tokenizer(tokenizer: Tokenizer, path: Path) -> None:
     """Writes the tokenizer to a JSON file, as a whole."""
-    content = {"format": 1, **tokenizer.to_dict()}
     with replacing(path) as file:
-        file.write((json.dumps(content, ensure_ascii=False, indent=2) + "\n").encode("utf-8"))
+        file.write(file_content(tokenizer))
+
+
+def file_content(tokenizer: Tokenizer) -> bytes:
+    """What `save_tokenizer` writes."""
+    content = {"format": 1, **tokenizer.to_dict()}
+    return (json.dumps(content, ensure_ascii=False, indent=2) + "\n").encode("utf-8")
 
 
 def load_tokenizer(path: Path) -> Tokenizer:

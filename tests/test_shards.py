@@ -153,6 +153,27 @@ def test_a_folder_with_another_corpus_is_refused(data, tmp_path, change):
         prepare(dataclasses.replace(data, **change), tmp_path / "out", 1000, silent)
 
 
+@pytest.mark.parametrize("name", ["config.json", "tokens.bin", "tokenizer.json"])
+def test_files_of_something_else_are_left_as_they_are(data, tmp_path, name):
+    """Of a run, or of GPT-2."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_bytes(b"precious")
+    with pytest.raises(UserError, match=rf"out/{name} is there and .*: give another --out"):
+        prepare(data, tmp_path / "out", 1000, silent)
+    assert contents(tmp_path / "out") == {name: b"precious"}
+
+
+def test_a_preparation_that_was_killed_before_its_index_goes_on(data, tmp_path, monkeypatch):
+    prepare(data, tmp_path / "straight", 1000, silent)
+    with monkeypatch.context() as patch:
+        patch.setattr(preparation, "write_index", lambda path, index: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            prepare(data, tmp_path / "out", 1000, silent)
+    assert set(contents(tmp_path / "out")) == {"tokenizer.json"}
+    prepare(data, tmp_path / "out", 1000, silent)
+    assert contents(tmp_path / "out") == contents(tmp_path / "straight")
+
+
 @pytest.mark.parametrize("content", [b"", b"\xef\xbb\xbf"])
 def test_an_empty_text_is_refused(tmp_path, content):
     (tmp_path / "a.txt").write_bytes(content)
