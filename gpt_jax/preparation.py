@@ -19,7 +19,17 @@ from gpt_jax.bpe import pieces
 from gpt_jax.config import DataConfig
 from gpt_jax.corpus import absolute_source, find_files, text_blocks
 from gpt_jax.setting import UserError
-from gpt_jax.shards import Index, Tell, blocks, check_shards, file_sha256, read_index, write_index
+from gpt_jax.shards import (
+    Index,
+    Tell,
+    blocks,
+    check_shards,
+    check_tokenizer,
+    file_sha256,
+    read_index,
+    whole_index,
+    write_index,
+)
 from gpt_jax.tokenizer import (
     ENCODED_AT_ONCE,
     Tokenizer,
@@ -47,7 +57,7 @@ def prepare(data: DataConfig, folder: Path, shard_tokens: int, tell: Tell) -> In
 
     Raises:
       UserError: when a file cannot be read, is not UTF-8 or has changed since the beginning, or
-        `folder` was made with other settings, or holds files of something else.
+        `folder` was made with other settings, is damaged, or holds other files.
     """
     files = find_files(data.corpus)
     kind, source = absolute_kind(data.tokenizer), absolute_source(data.corpus)
@@ -59,7 +69,7 @@ def prepare(data: DataConfig, folder: Path, shard_tokens: int, tell: Tell) -> In
     if index is None:
         index = _begin(data, folder, Index(asked, sources, "", ""), tell)
     _check_same(folder, index, asked, sources)
-    return index if index.sha256 else _go_on(folder, index, shard_tokens, tell)
+    return whole_index(folder) if index.sha256 else _go_on(folder, index, shard_tokens, tell)
 
 
 def _check_same(
@@ -132,6 +142,7 @@ def _training_part(texts: Iterable[str], limit: float) -> Iterator[str]:
 
 def _go_on(folder: Path, index: Index, shard_tokens: int, tell: Tell) -> Index:
     """Writes the shards that are still to come, and the index when all are there."""
+    check_tokenizer(folder, index)
     tokenizer = load_tokenizer(folder / "tokenizer.json")
     if index.shards:
         check_shards(folder, index, tell)

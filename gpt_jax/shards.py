@@ -97,7 +97,7 @@ def load(data: DataConfig) -> Tokens:
         `data.tokenizer`, if that is not the default.
     """
     folder = Path(absolute_source(data.corpus))
-    index = _whole_index(folder)
+    index = whole_index(folder)
     kind = index.asked["tokenizer"]
     if data.tokenizer != DataConfig().tokenizer and absolute_kind(data.tokenizer) != kind:
         raise UserError(
@@ -114,27 +114,43 @@ def check(folder: Path, tell: Tell) -> Index:
     Raises:
       UserError: when it is not finished or not whole; naming the first shard that is damaged.
     """
-    index = _whole_index(folder)
+    index = whole_index(folder)
     check_shards(folder, index, tell)
     return index
 
 
-def _whole_index(folder: Path) -> Index:
-    """The index of a corpus that is finished and whose files have their sizes."""
+def whole_index(folder: Path) -> Index:
+    """The index of a corpus that is finished, has its tokenizer, and its ids in their size.
+
+    Raises:
+      UserError: for any other.
+    """
     index = read_index(folder / "index.json")
     if index is None:
         raise UserError(
             f"{folder} is no finished corpus (it has no index.json): give the scripts/prepare.py "
             "command that began it again"
         )
+    check_tokenizer(folder, index)
+    size = _size(folder / "tokens.bin")
+    if size != index.n_bytes:
+        raise _damaged(folder / "tokens.bin", f"it has {size} bytes and not {index.n_bytes}")
+    return index
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def check_tokenizer(folder: Path, index: Index) -> None:
+    """Compares the tokenizer's file with its hash.
+
+    Raises:
+      UserError: when it is not what it was.
+    """
     path = folder / "tokenizer.json"
     if not path.exists() or file_sha256(path) != index.tokenizer_sha256:
         raise _damaged(path, "it is not the one that made the tokens")
-    path = folder / "tokens.bin"
-    size = path.stat().st_size if path.exists() else 0
-    if size != index.n_bytes:
-        raise _damaged(path, f"it has {size} bytes and not {index.n_bytes}")
-    return index
 
 
 def check_shards(folder: Path, index: Index, tell: Tell) -> None:
@@ -144,6 +160,8 @@ def check_shards(folder: Path, index: Index, tell: Tell) -> None:
       UserError: naming the first that is not what it was.
     """
     done = 0
+    if not _size(folder / "tokens.bin"):
+        raise _damaged(folder / "tokens.bin", "it is empty or gone")
     with (folder / "tokens.bin").open("rb") as file:
         for number, shard in enumerate(index.shards):
             digest, size = hashlib.sha256(), shard["tokens"] * index.id_type.itemsize

@@ -11,7 +11,7 @@ from gpt_jax.config import DataConfig
 from gpt_jax.corpus import load_corpus
 from gpt_jax.preparation import prepare
 from gpt_jax.setting import UserError
-from gpt_jax.tokenizer import make_tokenizer
+from gpt_jax.tokenizer import CharTokenizer, make_tokenizer, save_tokenizer
 
 TEXT = play.write()[:20_000]
 
@@ -196,13 +196,38 @@ def test_check_finds_the_shard_that_is_damaged(prepared):
         shards.check(prepared, silent)
 
 
-def test_a_damaged_shard_is_found_before_an_unfinished_corpus_goes_on(data, prepared):
+@pytest.fixture
+def unfinished(prepared):
+    """As a kill behind the fourth shard leaves it."""
     index = shards.read_index(prepared / "index.json")
     (prepared / "index.json").unlink()
     begun = dataclasses.replace(index, shards=index.shards[:4], sha256="")
     shards.write_index(prepared / "unfinished.json", begun)
-    (prepared / "tokens.bin").write_bytes(b"\0" * 9000)
+    return prepared
+
+
+def test_a_damaged_shard_is_found_before_an_unfinished_corpus_goes_on(data, unfinished):
+    (unfinished / "tokens.bin").write_bytes(b"\0" * 9000)
     with pytest.raises(UserError, match=r"tokens\.bin is damaged \(shard 0"):
+        prepare(data, unfinished, 1000, silent)
+    (unfinished / "tokens.bin").unlink()
+    with pytest.raises(UserError, match=r"tokens\.bin is damaged \(it is empty or gone"):
+        prepare(data, unfinished, 1000, silent)
+
+
+def test_another_tokenizer_is_found_before_an_unfinished_corpus_goes_on(data, unfinished):
+    """It would give the other shards other ids."""
+    save_tokenizer(CharTokenizer(TEXT + "東京Äé\r~"), unfinished / "tokenizer.json")
+    before = contents(unfinished)
+    with pytest.raises(UserError, match=r"tokenizer\.json is damaged"):
+        prepare(data, unfinished, 1000, silent)
+    assert contents(unfinished) == before
+
+
+@pytest.mark.parametrize("name", ["tokens.bin", "tokenizer.json"])
+def test_a_finished_corpus_that_lacks_a_file_is_not_told_to_be_there(data, prepared, name):
+    (prepared / name).unlink()
+    with pytest.raises(UserError, match=rf"{name} is damaged"):
         prepare(data, prepared, 1000, silent)
 
 
