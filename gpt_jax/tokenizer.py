@@ -214,7 +214,7 @@ def _local_tokenizer(kind: str) -> Tokenizer:
             f"folder ({path}): give one of these, or {bpe.WANTED}"
         )
     file = path / "tokenizer.json" if path.is_dir() else path
-    if file.exists() and b'"format"' in file.read_bytes()[:20]:  # As `save_tokenizer` begins.
+    if is_saved(file):
         return load_tokenizer(file)
     return BPETokenizer(bpe.read(path))
 
@@ -223,6 +223,11 @@ def save_tokenizer(tokenizer: Tokenizer, path: Path) -> None:
     """Writes the tokenizer to a JSON file, as a whole."""
     with replacing(path) as file:
         file.write(file_content(tokenizer))
+
+
+def is_saved(path: Path) -> bool:
+    """Whether a file begins as `save_tokenizer` begins it."""
+    return path.exists() and b'"format"' in path.read_bytes()[:20]
 
 
 def file_content(tokenizer: Tokenizer) -> bytes:

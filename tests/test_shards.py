@@ -262,6 +262,31 @@ def test_a_damaged_index_is_named(prepared, change):
         shards.load(DataConfig(corpus=str(prepared)))
 
 
+FOREIGN = ['{"pages": 3}', "[]", "{", '{"format": "html"}', "\xff"]
+
+
+@pytest.mark.parametrize("name", ["index.json", "unfinished.json"])
+@pytest.mark.parametrize("content", FOREIGN)
+def test_texts_beside_an_index_of_something_else_are_texts(data, tmp_path, name, content):
+    """Nothing is prepared among them, and nobody is told to remove them."""
+    (tmp_path / "texts" / name).write_text(content, encoding="latin-1")
+    assert not shards.is_prepared(data.corpus)
+    before = contents(tmp_path / "texts")
+    with pytest.raises(UserError, match=rf"{name} is of no prepared corpus: name another") as error:
+        prepare(data, tmp_path / "texts", 1000, silent)
+    assert "remove" not in str(error.value)
+    assert contents(tmp_path / "texts") == before
+
+
+@pytest.mark.parametrize("content", ["", '{"format": 2, "tokenizer_sha256": ""}'])
+def test_a_prepared_corpus_with_a_damaged_index_stays_one(prepared, content):
+    (prepared / "index.json").write_text(content)
+    assert shards.is_prepared(str(prepared))
+    with pytest.raises(UserError, match=r"index\.json is damaged") as error:
+        shards.load(DataConfig(corpus=str(prepared)))
+    assert "remove" not in str(error.value)
+
+
 def test_another_tokenizer_than_the_corpus_has_is_refused(prepared):
     assert shards.is_prepared(str(prepared))
     assert not shards.is_prepared(str(prepared.parent))
