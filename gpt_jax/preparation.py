@@ -17,7 +17,7 @@ import numpy as np
 
 from gpt_jax.bpe import pieces
 from gpt_jax.config import DataConfig
-from gpt_jax.corpus import absolute_source, find_files, text_blocks
+from gpt_jax.corpus import NAMES, absolute_source, find_files, text_blocks
 from gpt_jax.setting import UserError
 from gpt_jax.shards import (
     Index,
@@ -59,6 +59,11 @@ def prepare(data: DataConfig, folder: Path, shard_tokens: int, tell: Tell) -> In
       UserError: when a file cannot be read, is not UTF-8 or has changed since the beginning, or
         `folder` was made with other settings, is damaged, or holds other files.
     """
+    if data.corpus in NAMES:
+        raise UserError(
+            f"{data.corpus} is not prepared, it is small: train with --config.data.corpus="
+            f"{data.corpus}, or give --corpus a file, folder or glob of UTF-8 text"
+        )
     files = find_files(data.corpus)
     kind, source = absolute_kind(data.tokenizer), absolute_source(data.corpus)
     asked = dataclasses.asdict(data) | {"corpus": source, "tokenizer": kind}

@@ -111,12 +111,14 @@ def test_check_reads_all_and_names_what_is_damaged(script, text_file, tmp_path):
     [
         (["--corpus=a.txt"], "--out is missing"),
         (["--out=out"], "--corpus is missing"),
-        (["--out=out", "--corpus=none.txt"], "names no text"),
+        (["--out=out", "--corpus=none.txt"], "/none.txt): give an existing file"),
+        (["--out=out", "--corpus=builtin"], "train with --config.data.corpus=builtin, or give"),
+        (["--out=out", "--corpus=tinyshakespeare"], "corpus=tinyshakespeare, or give"),
         (["--out=out", "--corpus=a.txt", "--tokenizer=words"], "is not char, byte or bpe"),
         (["--out=out", "--corpus=a.txt", "--bpe_vocab_size=9"], "data.bpe_vocab_size = 9"),
         (["--out=out", "--corpus=a.txt", "--shard_tokens=0"], "shard_tokens = 0"),
         (["--out=out", "--corpus=bad.txt"], "bad.txt is not UTF-8: byte 0xff at offset 1"),
-        (["--out=a.txt", "--corpus=a.txt"], "a.txt cannot be written"),
+        (["--out=a.txt", "--corpus=a.txt"], "check it, or use another folder"),
         (["--out=out", "--check"], "out is no finished corpus"),
     ],
 )
