@@ -5,9 +5,11 @@
 Neither transformers nor torch is needed.
 """
 
+import contextlib
 import dataclasses
 import json
-import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,24 +46,35 @@ def export(model: TrainedModel, out: Path) -> None:
     end = _end_of_text(model.tokenizer)
     content = model_config(config, end)
     tensors = stored_tensors(config, model.params)
-    unfinished = out.with_name(f"{out.name}.part")
+    with _new_folder(out) as folder:
+        gpt2.save_tensors(folder / "model.safetensors", tensors)
+        _write_json(folder / "config.json", content)
+        _write_json(folder / "tokenizer.json", library_tokenizer(model.tokenizer))
+        _write_json(folder / "tokenizer_config.json", _tokenizer_config(config, end))
+
+
+@contextlib.contextmanager
+def _new_folder(out: Path) -> Iterator[Path]:
+    """A folder to fill, which becomes `out` when all went well, and is removed when not."""
+    check_new(out)
     try:
-        _check_free(out)
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-        gpt2.save_tensors(unfinished / "model.safetensors", tensors)
-        _write_json(unfinished / "config.json", content)
-        _write_json(unfinished / "tokenizer.json", library_tokenizer(model.tokenizer))
-        _write_json(unfinished / "tokenizer_config.json", _tokenizer_config(config, end))
-        unfinished.rename(out)
+        if not out.parent.exists():
+            out.parent.mkdir(parents=True)
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f"{out.name}.") as private:
+            folder = Path(private, out.name)
+            folder.mkdir()  # With the mode of any new folder.
+            yield folder
+            check_new(out)  # An empty folder would be replaced.
+            folder.rename(out)
     except OSError as error:
         raise UserError(
             f"{out} cannot be written ({error.strerror}): name a new folder where there is room"
         ) from error
 
 
-def _check_free(out: Path) -> None:
-    if out.exists():
+def check_new(out: Path) -> None:
+    """Raises UserError when there is something at `out`."""
+    if out.exists() or out.is_symlink():
         raise UserError(f"{out} exists: name a new folder, or remove it first")
 
 

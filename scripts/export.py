@@ -41,6 +41,7 @@ def export(values: flags.FlagValues, words: list[str]) -> None:
 
     workdir = Path(values.workdir).expanduser() if values.workdir else newest_run(Path("runs"))
     out = Path(values.out).expanduser().absolute()
+    exporting.check_new(out)  # Before the work of loading.
     model = gpt_jax.load(workdir, values.step)
     exporting.export(model, out)
     print(f"{workdir}, step {model.step:,} ({model.described_loss}): exported to {out}")

@@ -17,6 +17,14 @@ def test_a_run_is_exported_and_what_is_told(trained, tmp_path, capsys):
     assert gpt2.open_folder(out).config.n_layer == 2
 
 
+def test_a_folder_that_exists_is_refused_before_anything_is_loaded(
+    trained, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(export.gpt_jax, "load", None)
+    assert run(f"--workdir={trained}", f"--out={tmp_path}") == 2
+    assert "exists: name a new folder" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
