@@ -148,7 +148,7 @@ def library_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
         content: dict[str, Any] = tokenizer.to_dict()["tokenizer"]
         return content
     if isinstance(tokenizer, CharTokenizer):
-        return _characters(tokenizer)
+        return tokenizer.to_library()
     return _bytes_alone()
 
 
@@ -159,27 +159,6 @@ def _bytes_alone() -> dict[str, Any]:
     letters = [(letter, of_ids[i]) for letter, i in content["model"]["vocab"].items()]
     content["model"]["vocab"] = {letter: one[0] for letter, one in letters if len(one) == 1}
     return content | {"added_tokens": []}
-
-
-def _characters(tokenizer: CharTokenizer) -> dict[str, Any]:
-    """Words of one character each."""
-    words = {
-        "type": "WordLevel",
-        "vocab": {character: i for i, character in enumerate(tokenizer.characters)},
-        "unk_token": "",  # Not in the vocabulary: an unknown character is refused, as here.
-    }
-    every_character = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated"}
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [],
-        "normalizer": None,
-        "pre_tokenizer": every_character | {"invert": False},
-        "post_processor": None,
-        "decoder": {"type": "Fuse"},
-        "model": words,
-    }
 
 
 def _end_of_text(tokenizer: Tokenizer) -> int | None:

@@ -3,7 +3,7 @@
     python scripts/export.py --workdir=runs/tiny --out=exported
     python scripts/export.py --workdir=runs/tiny --step=latest --out=exported
 
-Without --workdir: the newest run in runs/. The way back is train.py --init_from.
+Without --workdir: the newest run in runs/. The way back is train.py --init_from=exported.
 """
 
 import sys
