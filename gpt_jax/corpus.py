@@ -30,6 +30,7 @@ TINY_SHAKESPEARE_BYTES = 1_115_394
 TIMEOUT_SECONDS = 10
 ATTEMPTS = 3
 BLOCK_BYTES = 2**20
+NAMES = ("tinyshakespeare", "builtin")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +62,7 @@ def load_corpus(source: str) -> Corpus:
 
 def absolute_source(source: str) -> str:
     """`data.corpus` as it is recorded: a path made absolute, a name as it is."""
-    if source in ("tinyshakespeare", "builtin"):
+    if source in NAMES:
         return source
     return os.path.abspath(os.path.expanduser(source))
 
@@ -131,14 +132,17 @@ def _download() -> bytes:
 
 
 def _read_files(source: str) -> str:
-    text = "".join(text_blocks(find_files(source)))
+    text = "".join(text_blocks(find_files(source, NAMES)))
     if not text:
         raise UserError(f"data.corpus = {source!r} is empty: give a text with something in it")
     return text
 
 
-def find_files(source: str) -> list[Path]:
+def find_files(source: str, names: Iterable[str] = ()) -> list[Path]:
     """The files of a corpus: one, or those of a folder or glob in the order of their names.
+
+    Args:
+      names: what could be given instead.
 
     Raises:
       UserError: when there is none.
@@ -148,9 +152,9 @@ def find_files(source: str) -> list[Path]:
         found = sorted(file for file in Path(path).rglob("*.txt") if file.is_file())
         wanted = "a folder with .txt files"
     else:
-        names = [path] if os.path.exists(path) else sorted(glob.glob(path, recursive=True))
-        found = [Path(name) for name in names if os.path.isfile(name)]
-        wanted = "tinyshakespeare, builtin, or an existing file, folder or glob of UTF-8 text"
+        paths = [path] if os.path.exists(path) else sorted(glob.glob(path, recursive=True))
+        found = [Path(name) for name in paths if os.path.isfile(name)]
+        wanted = ", ".join([*names, "an existing file, folder or glob of UTF-8 text"])
     if not found:
         raise UserError(f"data.corpus = {source!r} names no text (looked at {path}): give {wanted}")
     return found

@@ -5,9 +5,11 @@
 Neither transformers nor torch is needed.
 """
 
+import contextlib
 import dataclasses
 import json
-import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,24 +46,35 @@ def export(model: TrainedModel, out: Path) -> None:
     end = _end_of_text(model.tokenizer)
     content = model_config(config, end)
     tensors = stored_tensors(config, model.params)
-    unfinished = out.with_name(f"{out.name}.part")
+    with _new_folder(out) as folder:
+        gpt2.save_tensors(folder / "model.safetensors", tensors)
+        _write_json(folder / "config.json", content)
+        _write_json(folder / "tokenizer.json", library_tokenizer(model.tokenizer))
+        _write_json(folder / "tokenizer_config.json", _tokenizer_config(config, end))
+
+
+@contextlib.contextmanager
+def _new_folder(out: Path) -> Iterator[Path]:
+    """A folder to fill, which becomes `out` when all went well, and is removed when not."""
+    check_new(out)
     try:
-        _check_free(out)
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-        gpt2.save_tensors(unfinished / "model.safetensors", tensors)
-        _write_json(unfinished / "config.json", content)
-        _write_json(unfinished / "tokenizer.json", library_tokenizer(model.tokenizer))
-        _write_json(unfinished / "tokenizer_config.json", _tokenizer_config(config, end))
-        unfinished.rename(out)
+        if not out.parent.exists():
+            out.parent.mkdir(parents=True)
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f"{out.name}.") as private:
+            folder = Path(private, out.name)
+            folder.mkdir()  # With the mode of any new folder.
+            yield folder
+            check_new(out)  # An empty folder would be replaced.
+            folder.rename(out)
     except OSError as error:
         raise UserError(
             f"{out} cannot be written ({error.strerror}): name a new folder where there is room"
         ) from error
 
 
-def _check_free(out: Path) -> None:
-    if out.exists():
+def check_new(out: Path) -> None:
+    """Raises UserError when there is something at `out`."""
+    if out.exists() or out.is_symlink():
         raise UserError(f"{out} exists: name a new folder, or remove it first")
 
 
@@ -135,7 +148,7 @@ def library_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
         content: dict[str, Any] = tokenizer.to_dict()["tokenizer"]
         return content
     if isinstance(tokenizer, CharTokenizer):
-        return _characters(tokenizer)
+        return tokenizer.to_library()
     return _bytes_alone()
 
 
@@ -146,27 +159,6 @@ def _bytes_alone() -> dict[str, Any]:
     letters = [(letter, of_ids[i]) for letter, i in content["model"]["vocab"].items()]
     content["model"]["vocab"] = {letter: one[0] for letter, one in letters if len(one) == 1}
     return content | {"added_tokens": []}
-
-
-def _characters(tokenizer: CharTokenizer) -> dict[str, Any]:
-    """Words of one character each."""
-    words = {
-        "type": "WordLevel",
-        "vocab": {character: i for i, character in enumerate(tokenizer.characters)},
-        "unk_token": "",  # Not in the vocabulary: an unknown character is refused, as here.
-    }
-    every_character = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated"}
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [],
-        "normalizer": None,
-        "pre_tokenizer": every_character | {"invert": False},
-        "post_processor": None,
-        "decoder": {"type": "Fuse"},
-        "model": words,
-    }
 
 
 def _end_of_text(tokenizer: Tokenizer) -> int | None:

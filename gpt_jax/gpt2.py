@@ -11,6 +11,7 @@ The only module that knows the library safetensors, which is loaded when needed:
 
 import contextlib
 import dataclasses
+import errno
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -233,11 +234,22 @@ def _opened(file: Path) -> Iterator[Any]:
 
 
 def save_tensors(file: Path, tensors: dict[str, np.ndarray]) -> None:
-    """Writes tensors as transformers expects them. Raises UserError when the library is missing."""
-    _library()
+    """Writes tensors as transformers expects them, into a file with the mode of any new one.
+
+    Raises:
+      OSError: when it cannot be written.
+      UserError: when the library is missing.
+    """
+    library = _library()
     from safetensors.numpy import save_file
 
-    save_file(tensors, file, metadata={"format": "pt"})
+    file.touch()
+    mode = file.stat().st_mode  # By the umask; the library's file is the user's alone.
+    try:
+        save_file(tensors, file, metadata={"format": "pt"})
+    except library.SafetensorError as error:  # Which is none of the system's.
+        raise OSError(errno.EIO, str(error)) from error
+    file.chmod(mode)
 
 
 def _library() -> Any:

@@ -55,7 +55,7 @@ def _lock(workdir: Path) -> BinaryIO:
         file = path.open("a+b")
     except OSError as error:
         raise UserError(
-            f"{workdir} cannot be written ({error.strerror}): check it, or use another --workdir"
+            f"{workdir} cannot be written ({error.strerror}): check it, or use another folder"
         ) from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -66,7 +66,7 @@ def _lock(workdir: Path) -> BinaryIO:
         pass
     file.close()
     raise UserError(
-        f"{workdir} is in use by {_holder(path)}: wait for it, stop it, or use another --workdir"
+        f"{workdir} is in use by {_holder(path)}: wait for it, stop it, or use another folder"
     )
 
 

@@ -17,13 +17,24 @@ import numpy as np
 
 from gpt_jax.bpe import pieces
 from gpt_jax.config import DataConfig
-from gpt_jax.corpus import absolute_source, find_files, text_blocks
+from gpt_jax.corpus import NAMES, absolute_source, find_files, text_blocks
 from gpt_jax.setting import UserError
-from gpt_jax.shards import Index, Tell, blocks, check_shards, file_sha256, read_index, write_index
+from gpt_jax.shards import (
+    Index,
+    Tell,
+    blocks,
+    check_shards,
+    check_tokenizer,
+    file_sha256,
+    read_index,
+    whole_index,
+    write_index,
+)
 from gpt_jax.tokenizer import (
     ENCODED_AT_ONCE,
     Tokenizer,
     absolute_kind,
+    file_content,
     load_tokenizer,
     make_tokenizer,
     save_tokenizer,
@@ -46,8 +57,13 @@ def prepare(data: DataConfig, folder: Path, shard_tokens: int, tell: Tell) -> In
 
     Raises:
       UserError: when a file cannot be read, is not UTF-8 or has changed since the beginning, or
-        `folder` was made with other settings.
+        `folder` was made with other settings, is damaged, or holds other files.
     """
+    if data.corpus in NAMES:
+        raise UserError(
+            f"{data.corpus} is not prepared, it is small: train with --config.data.corpus="
+            f"{data.corpus}, or give --corpus a file, folder or glob of UTF-8 text"
+        )
     files = find_files(data.corpus)
     kind, source = absolute_kind(data.tokenizer), absolute_source(data.corpus)
     asked = dataclasses.asdict(data) | {"corpus": source, "tokenizer": kind}
@@ -58,7 +74,7 @@ def prepare(data: DataConfig, folder: Path, shard_tokens: int, tell: Tell) -> In
     if index is None:
         index = _begin(data, folder, Index(asked, sources, "", ""), tell)
     _check_same(folder, index, asked, sources)
-    return index if index.sha256 else _go_on(folder, index, shard_tokens, tell)
+    return whole_index(folder) if index.sha256 else _go_on(folder, index, shard_tokens, tell)
 
 
 def _check_same(
@@ -92,17 +108,29 @@ def _described(files: Iterable[Path], tell: Tell) -> tuple[dict[str, Any], ...]:
 
 def _begin(data: DataConfig, folder: Path, index: Index, tell: Tell) -> Index:
     """Makes the tokenizer, and notes with what everything begins."""
+    for name in ("config.json", "tokens.bin"):  # Of a run, a GPT-2, another program.
+        if (folder / name).exists():
+            raise _not_ours(folder / name)
     total = sum(source["bytes"] for source in index.sources)
     texts = _told(pieces(text_blocks(_files(index))), "vocabulary", 0, total, tell)
     if data.tokenizer == "bpe":
         texts = _training_part(texts, total * (1 - data.val_fraction))
     tokenizer = make_tokenizer(data.tokenizer, texts, data.bpe_vocab_size)
+    path = folder / "tokenizer.json"
+    if path.exists() and path.read_bytes() != file_content(tokenizer):  # Else a kill left it.
+        raise _not_ours(path)
     folder.mkdir(parents=True, exist_ok=True)
-    save_tokenizer(tokenizer, folder / "tokenizer.json")
-    sha256, dtype = file_sha256(folder / "tokenizer.json"), token_dtype(tokenizer.vocab_size).name
+    save_tokenizer(tokenizer, path)
+    sha256, dtype = file_sha256(path), token_dtype(tokenizer.vocab_size).name
     index = dataclasses.replace(index, tokenizer_sha256=sha256, dtype=dtype)
     write_index(folder / "unfinished.json", index)
     return index
+
+
+def _not_ours(path: Path) -> UserError:
+    return UserError(
+        f"{path} is there and of no preparation, and would be lost: give another --out"
+    )
 
 
 def _training_part(texts: Iterable[str], limit: float) -> Iterator[str]:
@@ -119,6 +147,7 @@ def _training_part(texts: Iterable[str], limit: float) -> Iterator[str]:
 
 def _go_on(folder: Path, index: Index, shard_tokens: int, tell: Tell) -> Index:
     """Writes the shards that are still to come, and the index when all are there."""
+    check_tokenizer(folder, index)
     tokenizer = load_tokenizer(folder / "tokenizer.json")
     if index.shards:
         check_shards(folder, index, tell)

@@ -21,9 +21,10 @@ from gpt_jax.config import DataConfig
 from gpt_jax.corpus import absolute_source
 from gpt_jax.files import replacing
 from gpt_jax.setting import UserError
-from gpt_jax.tokenizer import Tokenizer, absolute_kind, load_tokenizer
+from gpt_jax.tokenizer import Tokenizer, absolute_kind, is_saved, load_tokenizer
 
 FORMAT = 1
+MARKS = {"format", "tokenizer_sha256"}  # By which an index is known for ours.
 READ_AT_ONCE = 2**20  # Bytes.
 
 Tell = Callable[[str, int, int], None]  # What is done, how many bytes of it, of how many.
@@ -82,9 +83,23 @@ class Index:
 
 
 def is_prepared(source: str) -> bool:
-    """Whether `data.corpus = source` names a prepared corpus, finished or not."""
+    """Whether `data.corpus = source` names a prepared corpus, finished or not, damaged or not."""
     folder = Path(absolute_source(source))
-    return any((folder / name).exists() for name in ("index.json", "unfinished.json"))
+    return any(_is_ours(folder / name) for name in ("index.json", "unfinished.json"))
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether an index was written here; other programs call their files so, too.
+
+    One that cannot be read was, if a tokenizer of ours is beside it.
+    """
+    if not path.exists():
+        return False
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return is_saved(path.with_name("tokenizer.json"))
+    return isinstance(content, dict) and content.keys() >= MARKS
 
 
 def load(data: DataConfig) -> Tokens:
@@ -97,7 +112,7 @@ def load(data: DataConfig) -> Tokens:
         `data.tokenizer`, if that is not the default.
     """
     folder = Path(absolute_source(data.corpus))
-    index = _whole_index(folder)
+    index = whole_index(folder)
     kind = index.asked["tokenizer"]
     if data.tokenizer != DataConfig().tokenizer and absolute_kind(data.tokenizer) != kind:
         raise UserError(
@@ -114,27 +129,43 @@ def check(folder: Path, tell: Tell) -> Index:
     Raises:
       UserError: when it is not finished or not whole; naming the first shard that is damaged.
     """
-    index = _whole_index(folder)
+    index = whole_index(folder)
     check_shards(folder, index, tell)
     return index
 
 
-def _whole_index(folder: Path) -> Index:
-    """The index of a corpus that is finished and whose files have their sizes."""
+def whole_index(folder: Path) -> Index:
+    """The index of a corpus that is finished, has its tokenizer, and its ids in their size.
+
+    Raises:
+      UserError: for any other.
+    """
     index = read_index(folder / "index.json")
     if index is None:
         raise UserError(
             f"{folder} is no finished corpus (it has no index.json): give the scripts/prepare.py "
             "command that began it again"
         )
+    check_tokenizer(folder, index)
+    size = _size(folder / "tokens.bin")
+    if size != index.n_bytes:
+        raise _damaged(folder / "tokens.bin", f"it has {size} bytes and not {index.n_bytes}")
+    return index
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def check_tokenizer(folder: Path, index: Index) -> None:
+    """Compares the tokenizer's file with its hash.
+
+    Raises:
+      UserError: when it is not what it was.
+    """
     path = folder / "tokenizer.json"
     if not path.exists() or file_sha256(path) != index.tokenizer_sha256:
         raise _damaged(path, "it is not the one that made the tokens")
-    path = folder / "tokens.bin"
-    size = path.stat().st_size if path.exists() else 0
-    if size != index.n_bytes:
-        raise _damaged(path, f"it has {size} bytes and not {index.n_bytes}")
-    return index
 
 
 def check_shards(folder: Path, index: Index, tell: Tell) -> None:
@@ -144,6 +175,8 @@ def check_shards(folder: Path, index: Index, tell: Tell) -> None:
       UserError: naming the first that is not what it was.
     """
     done = 0
+    if not _size(folder / "tokens.bin"):
+        raise _damaged(folder / "tokens.bin", "it is empty or gone")
     with (folder / "tokens.bin").open("rb") as file:
         for number, shard in enumerate(index.shards):
             digest, size = hashlib.sha256(), shard["tokens"] * index.id_type.itemsize
@@ -156,8 +189,8 @@ def check_shards(folder: Path, index: Index, tell: Tell) -> None:
 
 def _damaged(path: Path, reason: str) -> UserError:
     return UserError(
-        f"{path} is damaged ({reason}): restore the file, or remove {path.parent} and prepare the "
-        "corpus again"
+        f"{path} is damaged ({reason}): restore the file, or prepare the corpus again in another "
+        "folder"
     )
 
 
@@ -178,7 +211,7 @@ def read_index(path: Path) -> Index | None:
     """The index in a file, or None where there is none.
 
     Raises:
-      UserError: when it cannot be read, or is of another format.
+      UserError: when it cannot be read, is of another format, or another program's.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -191,7 +224,9 @@ def read_index(path: Path) -> Index | None:
         return index
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        if not _is_ours(path):
+            raise UserError(f"{path} is of no prepared corpus: name another folder") from error
         raise _damaged(path, str(error)) from error
 
 

@@ -5,6 +5,7 @@ back exactly. A tokenizer belongs to its run: it is stored there and never guess
 """
 
 import codecs
+import contextlib
 import json
 import os
 from collections.abc import Callable, Iterable
@@ -93,6 +94,26 @@ class CharTokenizer:
 
     def to_dict(self) -> dict[str, Any]:
         return {"type": "char", "characters": self.characters}
+
+    def to_library(self) -> dict[str, Any]:
+        """The JSON of the library tokenizers for the same ids: words of one character each."""
+        words = {
+            "type": "WordLevel",
+            "vocab": {character: i for i, character in enumerate(self.characters)},
+            "unk_token": "",  # Not in the vocabulary: an unknown character is refused, as here.
+        }
+        every_character = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}}
+        return {
+            "version": "1.0",
+            "truncation": None,
+            "padding": None,
+            "added_tokens": [],
+            "normalizer": None,
+            "pre_tokenizer": every_character | {"behavior": "Isolated", "invert": False},
+            "post_processor": None,
+            "decoder": {"type": "Fuse"},
+            "model": words,
+        }
 
 
 class ByteTokenizer:
@@ -206,7 +227,8 @@ def absolute_kind(kind: str) -> str:
 
 
 def _local_tokenizer(kind: str) -> Tokenizer:
-    """Of a file or folder: a run's (or a prepared corpus's), or in the library's format."""
+    """Of a file or folder: a run's (or a prepared corpus's), or in the library's format: byte
+    pairs, or the characters of a run that was exported."""
     path = Path(absolute_kind(kind))
     if not path.exists():
         raise UserError(
@@ -214,16 +236,37 @@ def _local_tokenizer(kind: str) -> Tokenizer:
             f"folder ({path}): give one of these, or {bpe.WANTED}"
         )
     file = path / "tokenizer.json" if path.is_dir() else path
-    if file.exists() and b'"format"' in file.read_bytes()[:20]:  # As `save_tokenizer` begins.
+    if is_saved(file):
         return load_tokenizer(file)
-    return BPETokenizer(bpe.read(path))
+    return _exported_characters(file) or BPETokenizer(bpe.read(path))
+
+
+def _exported_characters(file: Path) -> CharTokenizer | None:
+    """Of a run of characters that was exported; None for every other file."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+        content = json.loads(file.read_text(encoding="utf-8"))
+        characters = "".join(content["model"]["vocab"])
+        characters.encode("utf-8")  # Halves of a pair are no characters.
+        tokenizer = CharTokenizer(characters)
+        return tokenizer if tokenizer.to_library() == content else None
+    return None
 
 
 def save_tokenizer(tokenizer: Tokenizer, path: Path) -> None:
     """Writes the tokenizer to a JSON file, as a whole."""
-    content = {"format": 1, **tokenizer.to_dict()}
     with replacing(path) as file:
-        file.write((json.dumps(content, ensure_ascii=False, indent=2) + "\n").encode("utf-8"))
+        file.write(file_content(tokenizer))
+
+
+def is_saved(path: Path) -> bool:
+    """Whether a file begins as `save_tokenizer` begins it."""
+    return path.exists() and b'"format"' in path.read_bytes()[:20]
+
+
+def file_content(tokenizer: Tokenizer) -> bytes:
+    """What `save_tokenizer` writes."""
+    content = {"format": 1, **tokenizer.to_dict()}
+    return (json.dumps(content, ensure_ascii=False, indent=2) + "\n").encode("utf-8")
 
 
 def load_tokenizer(path: Path) -> Tokenizer:

@@ -3,7 +3,7 @@
     python scripts/export.py --workdir=runs/tiny --out=exported
     python scripts/export.py --workdir=runs/tiny --step=latest --out=exported
 
-Without --workdir: the newest run in runs/. The way back is train.py --init_from.
+Without --workdir: the newest run in runs/. The way back is train.py --init_from=exported.
 """
 
 import sys
@@ -41,6 +41,7 @@ def export(values: flags.FlagValues, words: list[str]) -> None:
 
     workdir = Path(values.workdir).expanduser() if values.workdir else newest_run(Path("runs"))
     out = Path(values.out).expanduser().absolute()
+    exporting.check_new(out)  # Before the work of loading.
     model = gpt_jax.load(workdir, values.step)
     exporting.export(model, out)
     print(f"{workdir}, step {model.step:,} ({model.described_loss}): exported to {out}")

@@ -57,10 +57,16 @@ def test_a_text_comes_in_blocks_from_any_character_on(tmp_path, monkeypatch, blo
         assert left == text[place:]
 
 
-@pytest.mark.parametrize("source", ["nothing.txt", "*.txt", "."])
-def test_a_source_without_text_is_named(source, tmp_path, monkeypatch):
+FILES = "tinyshakespeare, builtin, an existing file"
+FOLDER = "a folder with"
+
+
+@pytest.mark.parametrize(
+    ("source", "wanted"), [("nothing.txt", FILES), ("*.txt", FILES), (".", FOLDER)]
+)
+def test_a_source_without_text_is_named(source, wanted, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"data\.corpus = .* names no text"):
+    with pytest.raises(UserError, match=rf"data\.corpus = .* names no text .*: give {wanted}"):
         corpus.load_corpus(source)
 
 

@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -75,6 +78,65 @@ def test_a_step_can_be_chosen_and_the_folder_must_be_new(trained, tmp_path):
     with pytest.raises(UserError, match=r"file/out cannot be written"):
         export.export(best, tmp_path / "file" / "out")
     assert {path.name for path in tmp_path.iterdir()} == {"out", "file"}
+
+
+def test_a_folder_of_the_same_name_and_an_ending_is_left_alone(trained, tmp_path):
+    (tmp_path / "out.part").mkdir()
+    (tmp_path / "out.part" / "mine").write_text("precious")
+    export.export(gpt_jax.load(trained), tmp_path / "out")
+    assert (tmp_path / "out.part" / "mine").read_text() == "precious"
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "out.part"}
+
+
+def test_others_can_read_what_the_umask_lets_them(trained, tmp_path):
+    old = os.umask(0o027)
+    try:
+        export.export(gpt_jax.load(trained), tmp_path / "out")
+    finally:
+        os.umask(old)
+    modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()}
+    assert modes == {0o640}
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o750
+
+
+FULL = """
+import resource, signal, sys
+from pathlib import Path
+import gpt_jax
+from gpt_jax import export
+from gpt_jax.setting import UserError
+model = gpt_jax.load(Path(sys.argv[1]))
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, resource.RLIM_INFINITY))
+try:
+    export.export(model, Path(sys.argv[2]))
+except UserError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limits there")
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(trained, tmp_path):
+    """In its place: no file may be longer."""
+    out = tmp_path / "new" / "out"
+    out.parent.mkdir()
+    command = [sys.executable, "-c", FULL, str(trained), str(out)]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert told.startswith(f"{out} cannot be written (") and "File too large" in told
+    assert told.endswith("): name a new folder where there is room\n") and told.count("\n") == 1
+    assert list(out.parent.iterdir()) == []
+
+
+def test_a_file_after_the_tensors_that_cannot_be_written_leaves_nothing(
+    trained, tmp_path, monkeypatch
+):
+    def full(path, content):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(export, "_write_json", full)
+    with pytest.raises(UserError, match=r"out cannot be written \(No space left on device\)"):
+        export.export(gpt_jax.load(trained), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_is_no_gpt2_is_refused_with_all_reasons(trained, tmp_path):

@@ -1,13 +1,14 @@
 """prepare.py: a text prepared and trained on; one sentence for what cannot be."""
 
 import json
+import shutil
 
 import evaluate
 import numpy as np
 import prepare
 import pytest
 import train
-from conftest import ROOT
+from conftest import GPT2_TINY, ROOT
 
 from gpt_jax import play
 from gpt_jax.metrics import read_metrics
@@ -34,7 +35,7 @@ def script(capsys):
     return call
 
 
-def trained(corpus, workdir, *flags):
+def train_on(corpus, workdir, *flags):
     words = [f"--config.{name}={value}" for name, value in SHORT.items()]
     words += [f"--config.data.corpus={corpus}", f"--workdir={workdir}", *flags]
     return train.main(["scripts/train.py", f"--config={ROOT / 'configs' / 'tiny.py'}", *words])
@@ -51,7 +52,7 @@ def test_a_run_on_a_prepared_corpus_is_the_run_on_its_text(script, text_file, tm
         0,
         f"{out}: 20,000 tokens of uint8 in 1 shard(s), from 20,000 bytes of text in 1 file(s)\n",
     )
-    assert trained(text_file, tmp_path / "text") == trained(out, tmp_path / "ids") == 0
+    assert train_on(text_file, tmp_path / "text") == train_on(out, tmp_path / "ids") == 0
     assert losses(tmp_path / "ids") == losses(tmp_path / "text")
     texts = {(tmp_path / name / "samples" / "4.txt").read_text() for name in ("ids", "text")}
     assert len(texts) == 1
@@ -62,7 +63,7 @@ def test_a_run_on_a_prepared_corpus_is_the_run_on_its_text(script, text_file, tm
     expected = read_metrics(tmp_path / "ids" / "metrics.jsonl")[-1]["val/loss"]
     assert found["loss"] == pytest.approx(expected, rel=1e-5)  # Over other devices.
     more = ["--config.train.steps=5", "--resume_allow=train.steps"]
-    assert trained(out, tmp_path / "ids", *more) == 0
+    assert train_on(out, tmp_path / "ids", *more) == 0
 
 
 def test_a_run_does_not_go_on_with_a_corpus_that_was_made_anew(script, tmp_path, capsys):
@@ -72,11 +73,22 @@ def test_a_run_does_not_go_on_with_a_corpus_that_was_made_anew(script, tmp_path,
         status = script(f"--corpus={text}", f"--out={tmp_path / 'out'}", "--tokenizer=byte")[0]
         assert status == 0
         more = ["--config.train.steps=5", "--resume_allow=train.steps"] * number
-        assert trained(tmp_path / "out", tmp_path / "run", *more) == 2 * number
+        assert train_on(tmp_path / "out", tmp_path / "run", *more) == 2 * number
         text.write_text(play.write()[1:20_001], encoding="utf-8")
         for path in (tmp_path / "out").iterdir():
             path.unlink()
     assert "has changed since the run" in capsys.readouterr().err
+
+
+def test_a_run_and_a_gpt2_are_not_prepared_into(script, trained, text_file, tmp_path):
+    for source in (trained, GPT2_TINY):
+        folder = shutil.copytree(source, tmp_path / source.name)
+        before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+        status, _, err = script(f"--corpus={text_file}", f"--out={folder}", f"--tokenizer={folder}")
+        assert status == 2
+        assert "config.json is there and of no preparation" in err
+        assert {path: path.read_bytes() for path in before} == before
+        assert not (folder / "tokens.bin").exists()
 
 
 def test_check_reads_all_and_names_what_is_damaged(script, text_file, tmp_path):
@@ -99,12 +111,14 @@ def test_check_reads_all_and_names_what_is_damaged(script, text_file, tmp_path):
     [
         (["--corpus=a.txt"], "--out is missing"),
         (["--out=out"], "--corpus is missing"),
-        (["--out=out", "--corpus=none.txt"], "names no text"),
+        (["--out=out", "--corpus=none.txt"], "/none.txt): give an existing file"),
+        (["--out=out", "--corpus=builtin"], "train with --config.data.corpus=builtin, or give"),
+        (["--out=out", "--corpus=tinyshakespeare"], "corpus=tinyshakespeare, or give"),
         (["--out=out", "--corpus=a.txt", "--tokenizer=words"], "is not char, byte or bpe"),
         (["--out=out", "--corpus=a.txt", "--bpe_vocab_size=9"], "data.bpe_vocab_size = 9"),
         (["--out=out", "--corpus=a.txt", "--shard_tokens=0"], "shard_tokens = 0"),
         (["--out=out", "--corpus=bad.txt"], "bad.txt is not UTF-8: byte 0xff at offset 1"),
-        (["--out=a.txt", "--corpus=a.txt"], "a.txt cannot be written"),
+        (["--out=a.txt", "--corpus=a.txt"], "check it, or use another folder"),
         (["--out=out", "--check"], "out is no finished corpus"),
     ],
 )

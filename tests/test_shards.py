@@ -11,7 +11,7 @@ from gpt_jax.config import DataConfig
 from gpt_jax.corpus import load_corpus
 from gpt_jax.preparation import prepare
 from gpt_jax.setting import UserError
-from gpt_jax.tokenizer import make_tokenizer
+from gpt_jax.tokenizer import CharTokenizer, make_tokenizer, save_tokenizer
 
 TEXT = play.write()[:20_000]
 
@@ -153,6 +153,27 @@ def test_a_folder_with_another_corpus_is_refused(data, tmp_path, change):
         prepare(dataclasses.replace(data, **change), tmp_path / "out", 1000, silent)
 
 
+@pytest.mark.parametrize("name", ["config.json", "tokens.bin", "tokenizer.json"])
+def test_files_of_something_else_are_left_as_they_are(data, tmp_path, name):
+    """Of a run, or of GPT-2."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_bytes(b"precious")
+    with pytest.raises(UserError, match=rf"out/{name} is there and .*: give another --out"):
+        prepare(data, tmp_path / "out", 1000, silent)
+    assert contents(tmp_path / "out") == {name: b"precious"}
+
+
+def test_a_preparation_that_was_killed_before_its_index_goes_on(data, tmp_path, monkeypatch):
+    prepare(data, tmp_path / "straight", 1000, silent)
+    with monkeypatch.context() as patch:
+        patch.setattr(preparation, "write_index", lambda path, index: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            prepare(data, tmp_path / "out", 1000, silent)
+    assert set(contents(tmp_path / "out")) == {"tokenizer.json"}
+    prepare(data, tmp_path / "out", 1000, silent)
+    assert contents(tmp_path / "out") == contents(tmp_path / "straight")
+
+
 @pytest.mark.parametrize("content", [b"", b"\xef\xbb\xbf"])
 def test_an_empty_text_is_refused(tmp_path, content):
     (tmp_path / "a.txt").write_bytes(content)
@@ -175,13 +196,38 @@ def test_check_finds_the_shard_that_is_damaged(prepared):
         shards.check(prepared, silent)
 
 
-def test_a_damaged_shard_is_found_before_an_unfinished_corpus_goes_on(data, prepared):
+@pytest.fixture
+def unfinished(prepared):
+    """As a kill behind the fourth shard leaves it."""
     index = shards.read_index(prepared / "index.json")
     (prepared / "index.json").unlink()
     begun = dataclasses.replace(index, shards=index.shards[:4], sha256="")
     shards.write_index(prepared / "unfinished.json", begun)
-    (prepared / "tokens.bin").write_bytes(b"\0" * 9000)
+    return prepared
+
+
+def test_a_damaged_shard_is_found_before_an_unfinished_corpus_goes_on(data, unfinished):
+    (unfinished / "tokens.bin").write_bytes(b"\0" * 9000)
     with pytest.raises(UserError, match=r"tokens\.bin is damaged \(shard 0"):
+        prepare(data, unfinished, 1000, silent)
+    (unfinished / "tokens.bin").unlink()
+    with pytest.raises(UserError, match=r"tokens\.bin is damaged \(it is empty or gone"):
+        prepare(data, unfinished, 1000, silent)
+
+
+def test_another_tokenizer_is_found_before_an_unfinished_corpus_goes_on(data, unfinished):
+    """It would give the other shards other ids."""
+    save_tokenizer(CharTokenizer(TEXT + "東京Äé\r~"), unfinished / "tokenizer.json")
+    before = contents(unfinished)
+    with pytest.raises(UserError, match=r"tokenizer\.json is damaged"):
+        prepare(data, unfinished, 1000, silent)
+    assert contents(unfinished) == before
+
+
+@pytest.mark.parametrize("name", ["tokens.bin", "tokenizer.json"])
+def test_a_finished_corpus_that_lacks_a_file_is_not_told_to_be_there(data, prepared, name):
+    (prepared / name).unlink()
+    with pytest.raises(UserError, match=rf"{name} is damaged"):
         prepare(data, prepared, 1000, silent)
 
 
@@ -214,6 +260,31 @@ def test_a_damaged_index_is_named(prepared, change):
     path.write_text("{")
     with pytest.raises(UserError, match=r"index\.json is damaged"):
         shards.load(DataConfig(corpus=str(prepared)))
+
+
+FOREIGN = ['{"pages": 3}', "[]", "{", '{"format": "html"}', "\xff"]
+
+
+@pytest.mark.parametrize("name", ["index.json", "unfinished.json"])
+@pytest.mark.parametrize("content", FOREIGN)
+def test_texts_beside_an_index_of_something_else_are_texts(data, tmp_path, name, content):
+    """Nothing is prepared among them, and nobody is told to remove them."""
+    (tmp_path / "texts" / name).write_text(content, encoding="latin-1")
+    assert not shards.is_prepared(data.corpus)
+    before = contents(tmp_path / "texts")
+    with pytest.raises(UserError, match=rf"{name} is of no prepared corpus: name another") as error:
+        prepare(data, tmp_path / "texts", 1000, silent)
+    assert "remove" not in str(error.value)
+    assert contents(tmp_path / "texts") == before
+
+
+@pytest.mark.parametrize("content", ["", '{"format": 2, "tokenizer_sha256": ""}'])
+def test_a_prepared_corpus_with_a_damaged_index_stays_one(prepared, content):
+    (prepared / "index.json").write_text(content)
+    assert shards.is_prepared(str(prepared))
+    with pytest.raises(UserError, match=r"index\.json is damaged") as error:
+        shards.load(DataConfig(corpus=str(prepared)))
+    assert "remove" not in str(error.value)
 
 
 def test_another_tokenizer_than_the_corpus_has_is_refused(prepared):

@@ -138,3 +138,19 @@ def test_a_path_is_recorded_as_absolute_and_a_name_as_it_is(tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     assert [absolute_kind(kind) for kind in ("char", "byte", "bpe")] == ["char", "byte", "bpe"]
     assert absolute_kind("sub/../gpt2") == str(tmp_path / "gpt2")
+
+
+def test_the_characters_of_an_export_come_back_and_others_like_them_are_refused(tmp_path):
+    """Ids in another order, a word of two letters, another way to split: not ours."""
+    tokenizer, path = CharTokenizer("ab\n東"), tmp_path / "tokenizer.json"
+    content = tokenizer.to_library()
+    path.write_text(json.dumps(content), encoding="utf-8")
+    for place in (path, tmp_path):
+        assert make_tokenizer(str(place), [], 0).to_dict() == tokenizer.to_dict()
+    for vocab in ({"a": 1, "b": 0}, {"a": 0, "bc": 1}, {"\ud800": 0}):
+        path.write_text(json.dumps(content | {"model": content["model"] | {"vocab": vocab}}))
+        with pytest.raises(UserError, match="no tokenizer can be read"):
+            make_tokenizer(str(path), [], 0)
+    path.write_text(json.dumps(content | {"normalizer": {"type": "Lowercase"}}))
+    with pytest.raises(UserError, match="no tokenizer can be read"):
+        make_tokenizer(str(path), [], 0)
