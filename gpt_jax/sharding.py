@@ -210,7 +210,8 @@ def activations_over(mesh: Mesh, config: GPTConfig) -> Iterator[None]:
     """Within it, activations are laid over `mesh` as the model names their axes.
 
     Left to itself, the compiler may share a product along `embed` instead, and sums activations
-    over the devices where it could fetch the few parameters.
+    over the devices where it could fetch the few parameters: 5.3 MB a step where 0.2 do, of a
+    small model whose blocks are scanned.
     """
     sizes = {
         "vocab": config.vocab_size,

@@ -28,6 +28,11 @@ def laid_out(config, data, fsdp, tensor):
     return config, sharding.make_batch_layout(config, mesh), train_step.abstract_state(config, mesh)
 
 
+def compiled(config, layout, abstract):
+    batch = jax.ShapeDtypeStruct((1, layout.rows, 33), "int32", sharding=layout.sharding)
+    return train_step.jit_train_step(config, abstract, layout).lower(abstract, batch).compile()
+
+
 def traffic(program, ways):
     """Bytes a device sends in a ring of all devices, of what stands in a compiled program."""
     total = 0.0
@@ -46,10 +51,19 @@ def traffic(program, ways):
 def test_the_compiled_step_sends_what_the_formulas_say(config, mesh):
     config, layout, abstract = laid_out(config, *mesh)
     assert layout.microbatches == 1
-    batch = jax.ShapeDtypeStruct((1, layout.rows, 33), "int32", sharding=layout.sharding)
-    program = train_step.jit_train_step(config, abstract, layout).lower(abstract, batch).compile()
+    program = compiled(config, layout, abstract)
     expected = sum(communication(abstract, layout, config.model).values())
     assert traffic(program, 8) == pytest.approx(expected, rel=0.01)
+
+
+def test_scanned_blocks_send_parameters_and_no_activations(config):
+    """What a loop sends stands in the program once, so it is less; activations would be 8 times
+    as much."""
+    config = config.with_values("model", scan_layers=True, remat=True)
+    config, layout, abstract = laid_out(config, 1, 8, 1)
+    program = compiled(config, layout, abstract)
+    expected = sum(communication(abstract, layout, config.model).values())
+    assert 0.5 * expected < traffic(program, 8) < expected
 
 
 def test_formulas_by_hand(config):
