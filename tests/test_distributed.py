@@ -4,8 +4,11 @@ A process joins the others once, so each test starts its own. They stop and kill
 middle of a given step: nothing depends on who is how fast.
 """
 
+import contextlib
 import json
 import os
+import random
+import re
 import shutil
 import signal
 import socket
@@ -22,6 +25,7 @@ from gpt_jax import play, sharding, train_step
 from gpt_jax.config import Config
 from gpt_jax.digest import digests
 
+GLOO = "Gloo Rank is connected to peer ranks Expected number of"
 WORKER = ROOT / "tests" / "distributed_worker.py"
 LONGEST_S = 120  # Machines differ; all of them are over in a small part of it.
 SETTINGS = {
@@ -48,9 +52,12 @@ sys.exit(train.main(sys.argv))
 
 
 def free_port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
+    """Below those that systems give to outgoing connections: none of these takes it meanwhile."""
+    while True:
+        port = random.SystemRandom().randrange(16_000, 32_000)
+        with socket.socket() as one, contextlib.suppress(OSError):
+            one.bind(("127.0.0.1", port))
+            return port
 
 
 def run_all(commands, folder):
@@ -121,7 +128,8 @@ def straight(folder):
     assert statuses == [0, 0]
     assert "10 steps of 8 x 16" in told[0]
     assert "4 cpu device(s)" in told[0]
-    assert [line for line in told[1].splitlines() if "[Gloo]" not in line] == []
+    # Process 1 says nothing; Gloo does, from several threads, so that its lines are mixed.
+    assert set(re.findall("[A-Za-z]+", told[1])) <= set(GLOO.split())
     return folder / "straight"
 
 
