@@ -185,7 +185,7 @@ def test_two_processes_go_on_with_the_run_of_one(folder, straight):
     one = {"mesh.cpu_devices": 1, "mesh.tensor": 1}
     command = [sys.executable, "-c", hook, *flags_of(folder / "grown", **one)]
     assert run_all([command], folder)[0] == [130]
-    statuses, _ = train_together(folder / "grown", **{"mesh.tensor": 1, "mesh.fsdp": 4})
+    statuses, _ = train_together(folder / "grown", **{"mesh.tensor": 1, "mesh.fsdp": 2})
     assert statuses == [0, 0]
     check_close(folder / "grown", straight)
 
@@ -236,7 +236,7 @@ sys.exit(train.main(sys.argv))
 def test_a_save_that_fails_ends_all(folder):
     """Whether the others have saved their part nobody knows: the same commands go on."""
     workdir = folder / "full"
-    both, mesh = {0: FULL, 1: FULL}, {"mesh.tensor": 1, "mesh.fsdp": 4}
+    both, mesh = {0: FULL, 1: FULL}, {"mesh.tensor": 1, "mesh.fsdp": 2}
     statuses, told = train_together(workdir, both, **mesh)
     assert statuses == [1, 1]
     assert "error: the checkpoint of step 8 was not saved (" in "".join(told)
