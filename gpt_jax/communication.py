@@ -35,7 +35,7 @@ def communication(abstract: TrainState, layout: BatchLayout, config: GPTConfig) 
     Args:
       abstract: of `train_step.abstract_state`.
 
-    Returns: 0 for an axis of one device.
+    Returns: bytes by the name of the axis; 0 for an axis of one device.
     """
     mesh = layout.sharding.mesh.shape
     # Where not every device has all parameters, gradients are summed after each microbatch.

@@ -62,7 +62,11 @@ def residual_stddev(config: GPTConfig) -> float:
 def shared(x: jax.Array, *names: str | None) -> jax.Array:
     """Activations whose axes after (batch, length) are laid over the mesh by their names.
 
-    Where no mesh was named (one device, decoding), nothing happens; see sharding.py.
+    Where no mesh was named (decoding, or training where every device has all parameters), nothing
+    happens; see `sharding.activations_over`.
+
+    Args:
+      x: shape (B, T, ...); names: of its axes after these two, None = not shared.
     """
     return nn.with_logical_constraint(x, ("batch", "length", *names))
 
