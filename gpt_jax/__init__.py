@@ -18,6 +18,6 @@ __version__ = "0.1.0"
 
 def load(folder: str | os.PathLike[str], step: str | int = "best") -> "TrainedModel":
     """The trained model of a run's folder; see `gpt_jax.api.load`."""
-    from gpt_jax import api  # Not before it is asked for: it loads JAX.
+    from gpt_jax import api
 
     return api.load(folder, step)

@@ -22,17 +22,28 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from gpt_jax import data, sampling
-from gpt_jax.checkpoint import Checkpoints
-from gpt_jax.config import Config, GPTConfig, MeshConfig, SampleConfig, check_field
-from gpt_jax.model import GPT
-from gpt_jax.run_folder import existing_record, matching_tokenizer
-from gpt_jax.setting import ANY, INT32, NOT_NEGATIVE, POSITIVE, UserError, checked
-from gpt_jax.sharding import make_mesh
-from gpt_jax.stacking import unrolled
-from gpt_jax.text_stream import TextStream
-from gpt_jax.tokenizer import Tokenizer
-from gpt_jax.train_step import abstract_state, token_losses
+from gpt_jax.config import (
+    ANY,
+    INT32,
+    NOT_NEGATIVE,
+    POSITIVE,
+    Config,
+    GPTConfig,
+    MeshConfig,
+    SampleConfig,
+    check_field,
+    checked,
+)
+from gpt_jax.devices import make_mesh
+from gpt_jax.errors import UserError
+from gpt_jax.model import GPT, unrolled
+from gpt_jax.runs import existing_record, matching_tokenizer
+from gpt_jax.runs.checkpoints import Checkpoints
+from gpt_jax.sampling import encode_prompt, known_prompt, stream
+from gpt_jax.text import TextStream, Tokenizer
+from gpt_jax.text.windows import evaluation_windows
+from gpt_jax.training.state import abstract_state
+from gpt_jax.training.step import token_losses
 
 WINDOWS_AT_ONCE = 8
 
@@ -180,7 +191,7 @@ class TrainedModel:
         checked("num_samples", num_samples, int, POSITIVE)
         checked("piece", piece, int, NOT_NEGATIVE)
         checked("stop", stop, str, ANY)
-        ids = sampling.encode_prompt(self.tokenizer, chosen.prompt)
+        ids = encode_prompt(self.tokenizer, chosen.prompt)
         texts = [TextStream(self.tokenizer, stop) for _ in range(num_samples)]
         return self._pieces(chosen, ids, texts, seed, piece)
 
@@ -189,7 +200,7 @@ class TrainedModel:
     ) -> Iterator[list[str]]:
         yield [chosen.prompt] * len(texts)
         params = self.params if len(texts) == 1 else self._params_everywhere
-        drawn = sampling.stream(
+        drawn = stream(
             self.config.model, params, ids, chosen, seed, len(texts), piece,
             self.tokenizer.vocab_size,
         )  # fmt: skip
@@ -213,7 +224,7 @@ class TrainedModel:
         for name in options:
             check_field("sample", name)
         if prompt is None:
-            prompt = sampling.known_prompt(self.tokenizer, self.config.sample.prompt)
+            prompt = known_prompt(self.tokenizer, self.config.sample.prompt)
         return dataclasses.replace(self.config.sample, prompt=prompt, **options)
 
     def token_losses(self, text: str) -> np.ndarray:
@@ -234,7 +245,7 @@ class TrainedModel:
         size = self.config.model.block_size
         count = -(-(len(ids) - 1) // size)
         padded = np.pad(ids, (0, count * size + 1 - len(ids)))
-        windows_NW = data.evaluation_windows(padded, size)
+        windows_NW = evaluation_windows(padded, size)
         batches = [
             self._batch_losses(windows_NW[first : first + WINDOWS_AT_ONCE])
             for first in range(0, count, WINDOWS_AT_ONCE)
@@ -257,7 +268,7 @@ class TrainedModel:
           UserError: for a character of the prompt outside the vocabulary.
         """
         size = self.config.model.block_size
-        ids = sampling.encode_prompt(self.tokenizer, prompt)[-size:]
+        ids = encode_prompt(self.tokenizer, prompt)[-size:]
         window_T = np.pad(ids, (0, size - len(ids)))
         n_tokens = self.tokenizer.vocab_size  # The model's vocabulary may be padded.
         chances_V = np.asarray(

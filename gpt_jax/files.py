@@ -1,13 +1,12 @@
-"""Files that are replaced as a whole or not at all, and stay where they belong. No jax."""
+"""Files that are replaced as a whole or not at all, and the folder of the cache. No jax."""
 
 import contextlib
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from gpt_jax.setting import UserError
+import platformdirs
 
 
 @contextlib.contextmanager
@@ -37,23 +36,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             temporary.unlink(missing_ok=True)
 
 
-def check_space(folder: Path, needed: int) -> None:
-    """Raises OSError unless so many bytes are free in `folder`."""
-    if (free := shutil.disk_usage(folder).free) < needed:
-        raise OSError(f"{needed:,} bytes are needed in {folder} and {free:,} are free: make room")
-
-
-def check_links(folder: Path) -> None:
-    """Refuses links that lead out of `folder`: what is written into it could land anywhere.
-
-    Raises:
-      UserError: for the first one.
-    """
-    inside = folder.resolve()
-    for parent, folders, names in os.walk(folder):
-        for path in (Path(parent, name) for name in (*folders, *names)):
-            if path.is_symlink() and not path.resolve().is_relative_to(inside):
-                raise UserError(
-                    f"{path} is a link to {path.resolve()}, out of the folder of the run: put what "
-                    "it leads to in its place"
-                )
+def cache_folder() -> Path:
+    """The folder for downloads and compiled programs: GPT_JAX_CACHE, or the platform's own."""
+    if chosen := os.environ.get("GPT_JAX_CACHE"):
+        return Path(chosen).expanduser().absolute()
+    return platformdirs.user_cache_path("gpt_jax", appauthor=False)

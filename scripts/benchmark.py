@@ -21,8 +21,8 @@ from typing import Any
 import command_line
 from absl import flags
 
-from gpt_jax.config import Config
-from gpt_jax.setting import POSITIVE, UserError, checked
+from gpt_jax.config import POSITIVE, Config, checked
+from gpt_jax.errors import UserError
 
 SCRIPTS = Path(__file__).parent
 
@@ -62,9 +62,10 @@ def measure(values: flags.FlagValues, config: Config) -> list[dict[str, Any]]:
     """The figures of the chosen mode."""
     if values.mode == "start":
         return start(command_line.config_file(values))
-    from gpt_jax import benchmark, compilation  # Not before flags were read: they load JAX.
+    from gpt_jax.devices import compiler
+    from gpt_jax.training import benchmark
 
-    compilation.give_memory_back()
+    compiler.give_memory_back()
     if values.mode == "train":
         return [benchmark.train(config, values.steps)]
     # One text is one device's.

@@ -12,8 +12,7 @@ from ml_collections import config_flags
 from rich.console import Console
 
 from gpt_jax.config import Config, check_field, from_config_dict
-from gpt_jax.interruption import Interrupted
-from gpt_jax.setting import UserError
+from gpt_jax.errors import UserError
 
 BAD_INPUT = 2
 INTERRUPTED = 130
@@ -21,7 +20,7 @@ TINY = Path(__file__).parent.parent / "configs" / "tiny.py"
 
 
 def run(
-    main: Callable[[flags.FlagValues, list[str]], None],
+    main: Callable[[flags.FlagValues, list[str]], int | None],
     define_flags: Callable[[flags.FlagValues, list[str]], None],
     argv: Sequence[str],
     usage: str,
@@ -45,18 +44,17 @@ def run(
             raise UserError(f"{words[0]!r} is not a flag: see --help")
         if values.help:
             print(f"{usage}\n{values.get_help()}")
+            status = 0
         else:
-            main(values, words)
+            status = main(values, words) or 0
         sys.stdout.flush()
     except (UserError, OSError) as error:
         tell(f"error: {_explained(error)}")
         return BAD_INPUT
-    except Interrupted as stopped:
-        return 128 + stopped.signum
     except KeyboardInterrupt:
         tell("\ninterrupted")
         return INTERRUPTED
-    return 0
+    return status
 
 
 def tell(line: str) -> None:

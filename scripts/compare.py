@@ -16,12 +16,11 @@ import command_line
 from absl import flags
 from rich.table import Column, Table
 
-from gpt_jax import report
-from gpt_jax.config import Config
-from gpt_jax.metrics import duration, read_metrics
-from gpt_jax.resume import FREE
-from gpt_jax.run_folder import existing_record
-from gpt_jax.setting import UserError
+from gpt_jax.config import FREE, Config, on_resume
+from gpt_jax.errors import UserError
+from gpt_jax.runs import existing_record
+from gpt_jax.training import pictures
+from gpt_jax.training.log import duration, read_metrics
 
 COLUMNS = ("run", "steps", "last val", "best val", "at step", "time", "tokens/s", "differs in")
 
@@ -44,7 +43,7 @@ def compare(values: flags.FlagValues, words: list[str]) -> None:
     command_line.ResultConsole().print(table(runs))
     curves = {name: entries for name, (_, entries) in runs.items()}
     try:
-        report.draw_comparison(curves, Path(values.out).expanduser())
+        pictures.draw_comparison(curves, Path(values.out).expanduser())
     except OSError as error:
         raise UserError(
             f"--out={values.out} cannot be written ({error.strerror}): name a file in a folder "
@@ -79,9 +78,9 @@ def table(runs: Mapping[str, tuple[Config, list[dict[str, Any]]]]) -> Table:
 
 def figures(entries: list[dict[str, Any]]) -> list[str]:
     """Steps made, last and best held-out loss, when, time, and the median speed."""
-    held_out = report.points(entries, "step", "val/loss")
-    best = report.best(entries)
-    speeds = sorted(speed for _, speed in report.points(entries, "step", "tokens_per_s"))
+    held_out = pictures.points(entries, "step", "val/loss")
+    best = pictures.best(entries)
+    speeds = sorted(speed for _, speed in pictures.points(entries, "step", "tokens_per_s"))
     return [
         f"{entries[-1]['step']:,}",
         f"{held_out[-1][1]:.4f}" if held_out else "-",
@@ -99,7 +98,7 @@ def differences(config: Config, first: Config) -> list[str]:
         f"{name}={value}"
         for section, values in mine.items()
         for name, value in values.items()
-        if value != other[section][name] and (section, name) not in FREE
+        if value != other[section][name] and on_resume(f"{section}.{name}") != FREE
     ]
 
 

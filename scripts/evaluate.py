@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 import command_line
 from absl import flags
 
-from gpt_jax.metrics import json_line
-from gpt_jax.run_folder import newest_run
+from gpt_jax.runs import newest_run
+from gpt_jax.training.log import json_line
 
 if TYPE_CHECKING:
-    from gpt_jax.evaluation import Evaluation
+    from gpt_jax.training.evaluation import Evaluation
 
 
 def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
@@ -40,8 +40,8 @@ def main(argv: Sequence[str]) -> int:
 
 def evaluate(values: flags.FlagValues, words: list[str]) -> None:
     """Evaluates, and prints what came out."""
-    from gpt_jax import evaluation  # Not before --help and bad flags were answered: it loads JAX.
-    from gpt_jax.compilation import set_up_compiler
+    from gpt_jax.devices.compiler import set_up_compiler
+    from gpt_jax.training import evaluation
 
     set_up_compiler()
     workdir = Path(values.workdir).expanduser() if values.workdir else newest_run(Path("runs"))

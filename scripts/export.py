@@ -14,8 +14,8 @@ import command_line
 from absl import flags
 
 import gpt_jax
-from gpt_jax.run_folder import newest_run
-from gpt_jax.setting import UserError
+from gpt_jax.errors import UserError
+from gpt_jax.runs import newest_run
 
 
 def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
@@ -37,13 +37,13 @@ def export(values: flags.FlagValues, words: list[str]) -> None:
     """Exports, and says what."""
     if not values.out:
         raise UserError("--out is not given: name the folder to make")
-    from gpt_jax import export as exporting  # Not before bad flags were answered: it loads JAX.
+    from gpt_jax.gpt2 import check_new, export_folder  # Not before bad flags: it loads JAX.
 
     workdir = Path(values.workdir).expanduser() if values.workdir else newest_run(Path("runs"))
     out = Path(values.out).expanduser().absolute()
-    exporting.check_new(out)  # Before the work of loading.
+    check_new(out)  # Before the work of loading.
     model = gpt_jax.load(workdir, values.step)
-    exporting.export(model, out)
+    export_folder(model.config.model, model.params, model.tokenizer, out)
     print(f"{workdir}, step {model.step:,} ({model.described_loss}): exported to {out}")
 
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from command_line import tell
 
-from gpt_jax.config import SampleConfig
-from gpt_jax.setting import INT32, UserError, checked
+from gpt_jax.config import INT32, SampleConfig, checked
+from gpt_jax.errors import UserError
 
 if TYPE_CHECKING:
     from gpt_jax.api import TrainedModel

@@ -17,10 +17,10 @@ from absl import flags
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from gpt_jax import preparation, shards
-from gpt_jax.config import DataConfig
-from gpt_jax.lock import one_writer
-from gpt_jax.setting import POSITIVE, UserError, checked
+from gpt_jax.config import POSITIVE, DataConfig, checked
+from gpt_jax.errors import UserError
+from gpt_jax.runs import one_writer
+from gpt_jax.text import preparation, shards
 
 
 def define_flags(values: flags.FlagValues, argv: list[str]) -> None:

@@ -17,10 +17,10 @@ import interactive
 from absl import flags
 
 import gpt_jax
-from gpt_jax.config import MeshConfig, SampleConfig
+from gpt_jax.config import INT32, POSITIVE, MeshConfig, SampleConfig, checked
+from gpt_jax.errors import UserError
 from gpt_jax.files import replacing
-from gpt_jax.run_folder import newest_run
-from gpt_jax.setting import INT32, POSITIVE, UserError, checked
+from gpt_jax.runs import newest_run
 
 if TYPE_CHECKING:
     from gpt_jax.api import TrainedModel
@@ -97,7 +97,7 @@ def check_options(values: flags.FlagValues, options: dict[str, Any]) -> None:
 def load(values: flags.FlagValues) -> "TrainedModel":
     """The model, after telling on stderr which one it is."""
     workdir = Path(values.workdir) if values.workdir else newest_run(Path("runs"))
-    from gpt_jax.compilation import set_up_compiler  # Not before: it loads JAX.
+    from gpt_jax.devices.compiler import set_up_compiler
 
     set_up_compiler()
     if values.num_samples > 1:
@@ -112,10 +112,10 @@ def load(values: flags.FlagValues) -> "TrainedModel":
 
 def share_cores(num_samples: int) -> None:
     """Makes each core a device, before JAX starts: they share the samples."""
-    from gpt_jax import hardware, sharding
+    from gpt_jax.devices import start_devices, usable_cores
 
-    count = min(hardware.usable_cores(), num_samples)
-    sharding.start_devices(MeshConfig(cpu_devices=count), num_samples)
+    count = min(usable_cores(), num_samples)
+    start_devices(MeshConfig(cpu_devices=count), num_samples)
 
 
 def show(pieces: Iterable[list[str]]) -> None:

@@ -22,7 +22,8 @@ from absl import flags
 from rich.console import Console
 from rich.progress import track
 
-from gpt_jax.setting import INT32, POSITIVE, UserError, checked
+from gpt_jax.config import INT32, POSITIVE, checked
+from gpt_jax.errors import UserError
 
 SMALL = {
     **{"model.block_size": 16, "model.n_layer": 1, "model.n_embd": 16, "optimizer.warmup_steps": 2},
@@ -56,7 +57,7 @@ def compare(folder: Path, kills: int, steps: int, moments: random.Random) -> Non
     Raises:
       UserError: where the two are not the same.
     """
-    from gpt_jax import play  # Not before flags were read.
+    from gpt_jax.text import play
 
     (folder / "corpus.txt").write_text(play.write()[:20_000], encoding="utf-8")
     straight, killed = folder / "straight", folder / "killed"
@@ -136,7 +137,7 @@ def moment(workdir: Path, lines: int) -> str:
 
 def log(workdir: Path) -> list[dict[str, Any]]:
     """The lines of its log without what a clock has said."""
-    from gpt_jax.metrics import read_metrics
+    from gpt_jax.training.log import read_metrics
 
     clock = ("tokens_per_s", "elapsed_s")
     entries = read_metrics(workdir / "metrics.jsonl")
@@ -153,13 +154,15 @@ def arrays(workdir: Path) -> dict[str, bytes]:
     import jax
     import numpy as np
 
-    from gpt_jax import run_folder, sharding, train_step
-    from gpt_jax.checkpoint import Checkpoints
     from gpt_jax.config import MeshConfig
+    from gpt_jax.devices import make_mesh, start_devices
+    from gpt_jax.runs import record
+    from gpt_jax.runs.checkpoints import Checkpoints
+    from gpt_jax.training.state import abstract_state
 
-    config, one = run_folder.existing_record(workdir).config, MeshConfig(cpu_devices=1)
-    mesh = sharding.make_mesh(one, sharding.start_devices(one, 1))  # They are the same on any.
-    abstract = train_step.abstract_state(config, mesh)
+    config, one = record.existing_record(workdir).config, MeshConfig(cpu_devices=1)
+    mesh = make_mesh(one, start_devices(one, 1))  # They are the same on any.
+    abstract = abstract_state(config, mesh)
     with Checkpoints.for_reading(workdir / "checkpoints") as checkpoints:
         state = checkpoints.restore(checkpoints.latest_step, abstract)
     leaves = jax.tree_util.tree_leaves_with_path(state.replace(key=jax.random.key_data(state.key)))

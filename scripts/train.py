@@ -21,15 +21,14 @@ import command_line
 from absl import flags
 from rich.table import Column, Table
 
-from gpt_jax import config_table
-from gpt_jax.cluster import Cluster
-from gpt_jax.config import SECTIONS, Config
-from gpt_jax.interruption import Interrupted, interruption
-from gpt_jax.lock import one_writer
-from gpt_jax.setting import UserError
+from gpt_jax.config import SECTIONS, Cluster, Config
+from gpt_jax.config.table import HEADINGS, section_rows
+from gpt_jax.errors import UserError
+from gpt_jax.runs import one_writer
+from gpt_jax.training.stopping import ALREADY_FINISHED, stopping_on_signals
 
 if TYPE_CHECKING:
-    from gpt_jax.plan import Plan
+    from gpt_jax.training.plan import Plan
 
 
 def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
@@ -67,10 +66,10 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
 def main(argv: Sequence[str]) -> int:
     """Runs the script with a command line, the script's name first. Returns the exit status."""
 
-    def show_or_train(values: flags.FlagValues, words: list[str]) -> None:
+    def show_or_train(values: flags.FlagValues, words: list[str]) -> int | None:
         if values.help_config:
             show_settings()
-            return
+            return None
         config, cluster = command_line.read_config(values, argv), read_cluster(values)
         init_from = values.init_from and str(Path(values.init_from).expanduser().absolute())
         if values.plan:
@@ -80,12 +79,12 @@ def main(argv: Sequence[str]) -> int:
                     "--config.mesh.data, fsdp and tensor"
                 )
             show_plan(config, init_from)
-            return
+            return None
         named = init_from or command_line.config_file(values)
         workdir = Path(values.workdir or default_workdir(named)).expanduser().absolute()
         # Before anything heavy is loaded; several processes must meet first.
         with meet(cluster, config, workdir) if cluster else one_writer(workdir):
-            train(config, workdir, values, argv, init_from)
+            return train(config, workdir, values, argv, init_from)
 
     return command_line.run(show_or_train, define_flags, argv, __doc__ or "")
 
@@ -108,54 +107,54 @@ def read_cluster(values: flags.FlagValues) -> Cluster | None:
 @contextlib.contextmanager
 def meet(cluster: Cluster, config: Config, workdir: Path) -> Iterator[None]:
     """Joins the other processes, and holds the folder of the run for all of them."""
-    from gpt_jax import distributed
-    from gpt_jax.compilation import set_up_compiler
+    from gpt_jax.devices.compiler import set_up_compiler
+    from gpt_jax.training import meeting
 
     set_up_compiler()  # What they agree on is compiled, too.
-    with distributed.joined(cluster, config, workdir):
+    with meeting.joined(cluster, config, workdir):
         yield
 
 
 def train(
     config: Config, workdir: Path, values: flags.FlagValues, argv: Sequence[str], init_from: str
-) -> None:
-    """Trains, and says how to go on where the run was stopped or was finished before."""
+) -> int:
+    """Trains, and prints how to resume a run that was stopped. Returns the exit status."""
     # Not before --help and bad input were answered: it loads JAX.
-    from gpt_jax import distributed, training
-    from gpt_jax.compilation import set_up_compiler
+    from gpt_jax.devices import processes
+    from gpt_jax.devices.compiler import set_up_compiler
+    from gpt_jax.training import loop
 
     set_up_compiler()
-    with interruption(distributed.greatest) as asked:
-        try:
-            trained = training.train(
-                config, workdir, values.tensorboard, values.resume_allow, asked, init_from
-            )
-        except Interrupted as stopped:
-            command_line.tell(f"\nstopped by {stopped}: the same command goes on where it was")
-            raise
-    if not trained:
+    with stopping_on_signals(processes.greatest) as stopper:
+        stop = loop.train(
+            config, workdir, values.tensorboard, values.resume_allow, stopper, init_from
+        )
+    if stop.is_resumable:
+        command_line.tell(f"\nstopped by {stop.reason}: the same command resumes the run")
+    if stop == ALREADY_FINISHED:
         print(f"{workdir} is finished: {config.train.steps} steps. For a new run of the same:")
         print(f"  {new_run_command(argv, workdir)}")
+    return stop.status
 
 
 def show_settings() -> None:
     """Prints every setting; one is changed by --config.<field>=<value>."""
     console = command_line.ResultConsole()
     for section in SECTIONS:
-        field, *others = config_table.HEADINGS
+        field, *others = HEADINGS
         table = Table(Column(field, no_wrap=True), *others, box=None)
-        for row in config_table.section_rows(section):
+        for row in section_rows(section):
             table.add_row(*row)
         console.print(table, "")
 
 
 def show_plan(config: Config, init_from: str) -> None:
     """Prints what training would take, and touches no folder."""
-    from gpt_jax import pretrained
-    from gpt_jax.compilation import set_up_compiler
-    from gpt_jax.plan import plan
+    from gpt_jax.devices.compiler import set_up_compiler
+    from gpt_jax.training import beginning
+    from gpt_jax.training.plan import plan
 
-    config = pretrained.configured(config, init_from, None, Path())
+    config = beginning.configured(config, init_from, None, Path())
     set_up_compiler()  # Training then finds the step compiled.
     command_line.tell("planning; where the devices are at hand, the step is compiled")
     table = Table("figure", Column("", justify="right"), "meaning", box=None)

@@ -20,14 +20,11 @@ os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
 import hypothesis
 import jax
 import pytest
+from support import COSINE
 
-from gpt_jax import play, training
-from gpt_jax.config import Config
-
-ROOT = Path(__file__).parent.parent
-GPT2_TINY = Path(__file__).parent / "gpt2_tiny"  # A folder as Hugging Face has it.
-
-COSINE = {"schedule": "cosine", "min_learning_rate": 1e-4}
+from gpt_jax.config.config import Config
+from gpt_jax.text import play
+from gpt_jax.training import loop
 
 # The same examples everywhere, and no limit on their time: machines differ.
 hypothesis.settings.register_profile("same", deadline=None, derandomize=True)
@@ -95,7 +92,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         }
     )
     with contextlib.redirect_stdout(io.StringIO()):
-        training.train(config, folder / "runs" / "small")
+        loop.train(config, folder / "runs" / "small")
     return folder / "runs" / "small"
 
 

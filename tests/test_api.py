@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 import gpt_jax
-from gpt_jax.metrics import read_metrics
-from gpt_jax.model import GPT
-from gpt_jax.setting import UserError
+from gpt_jax.errors import UserError
+from gpt_jax.model.gpt import GPT
+from gpt_jax.training.log import read_metrics
 
 
 @pytest.fixture(scope="module")

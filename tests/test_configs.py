@@ -6,11 +6,16 @@ import importlib.util
 import jax
 import jax.numpy as jnp
 import pytest
-from conftest import ROOT
+from support import ROOT
 
-from gpt_jax import sharding, train_step
-from gpt_jax.config import Config, GPTConfig, from_config_dict
-from gpt_jax.model import GPT
+from gpt_jax.config.config import Config, from_config_dict
+from gpt_jax.config.sections import GPTConfig
+from gpt_jax.devices.batch_layout import make_batch_layout
+from gpt_jax.devices.device_count import start_devices
+from gpt_jax.devices.mesh import make_mesh
+from gpt_jax.model.gpt import GPT
+from gpt_jax.training.state import abstract_state, init_state
+from gpt_jax.training.step import jit_train_step
 
 RECIPES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
 
@@ -70,13 +75,13 @@ def test_two_steps_of_the_recipe_made_small(name):
         "model", n_layer=1, n_embd=4 * n_head, block_size=8, vocab_size=65, matmul_dtype="float32"
     )
     config = config.with_values("train", batch_size=4).with_values("mesh", cpu_devices=1)
-    mesh = sharding.make_mesh(config.mesh, sharding.start_devices(config.mesh, 4))
-    layout = sharding.make_batch_layout(config, mesh)
-    abstract = train_step.abstract_state(config, mesh)
-    state = train_step.init_state(config, abstract)
+    mesh = make_mesh(config.mesh, start_devices(config.mesh, 4))
+    layout = make_batch_layout(config, mesh)
+    abstract = abstract_state(config, mesh)
+    state = init_state(config, abstract)
     before = jax.device_get(state.params)
     windows = jax.random.randint(jax.random.key(0), (4, 9), 0, 65)
-    step = train_step.jit_train_step(config, abstract, layout)
+    step = jit_train_step(config, abstract, layout)
     for _ in range(2):  # The first reaches nothing before output projections that begin at zero.
         state, metrics = step(state, layout.place(jax.device_get(windows)))
     assert jnp.isfinite(metrics["loss"])

@@ -1,6 +1,7 @@
-"""What the documents say is what the project has."""
+"""What the documents say is true: their commands run, and what they name exists."""
 
 import importlib
+import importlib.util
 import io
 import re
 import shlex
@@ -8,127 +9,227 @@ import shutil
 import sys
 from pathlib import Path
 
+import pytest
+from absl import flags
 from conftest import GPT2_TINY, ROOT
 
-from gpt_jax import play
+from gpt_jax.config import SECTIONS, Config
+from gpt_jax.text import play
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-DOCUMENTS = sorted(
-    str(path.relative_to(ROOT)) for folder in (".", "docs") for path in (ROOT / folder).glob("*.md")
-)
+PAGES = sorted(path for folder in (".", "docs") for path in (ROOT / folder).glob("*.md"))
+TEXTS = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in PAGES}
+README = TEXTS["README.md"]
+SCRIPTS = sorted(path.stem for path in (ROOT / "scripts").glob("*.py"))
+MODULES = sorted(path for path in (ROOT / "gpt_jax").rglob("*.py") if path.stem != "__init__")
+
+TRAIN = "python3 -m venv .venv && .venv/bin/pip install -e . && .venv/bin/python scripts/train.py --config=configs/tiny.py"  # noqa: E501
+TEST = 'python3 -m venv .venv && .venv/bin/pip install -e ".[dev]" && .venv/bin/pytest -n auto'
+
 SHORT = [
     "--config.model.block_size=16",
     "--config.model.n_layer=1",
     "--config.model.n_head=2",
     "--config.model.n_embd=16",
-    "--config.train.steps=2",
     "--config.train.batch_size=64",
     "--config.optimizer.warmup_steps=1",
     "--config.mesh.cpu_devices=1",
     "--config.sample.max_new_tokens=5",
 ]
+# These take minutes, a GPU or another process: only their flags are checked.
+NOT_RUN = ("soak.py", "--mode=start", "--distributed", "--config.model.attention=cudnn")
+
+
+def blocks(text):
+    """The code blocks of a page: their language and their content."""
+    return re.findall(r"^ *```(\w*)\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE)
+
+
+def commands(code):
+    """The commands of a code block that run our scripts, each as its words."""
+    last_parts = [line.split(" && ")[-1] for line in code.splitlines()]
+    return [
+        shlex.split(line)[1:] for line in last_parts if line.startswith(".venv/bin/python scripts/")
+    ]
+
+
+def table_commands(text):
+    """The commands in the README's table "I want to ...", each as its words."""
+    table = text.split("## I want to ...")[1].split("##")[0]
+    return [shlex.split(words) for words in re.findall(r"`((?:scripts/|-c ).*?)` \|", table)]
+
+
+def shortened(words):
+    """A training command that takes a second or two: a small model, few steps, the play."""
+    told = " ".join(words)
+    if "--help_config" in told or ("--plan" in told and "mesh.data" in told):
+        return words  # Nothing is compiled.
+    short = [
+        word
+        for word in SHORT
+        if not ("init_from" in told and "config.model" in word)  # The weights have their shape.
+        and not ("config.mesh" in told and "config.mesh" in word)
+    ]
+    if "train.steps=0" not in told:
+        short.append(f"--config.train.steps={4 if 'resume_allow' in told else 2}")
+    if "data.corpus" not in told:
+        short.append("--config.data.corpus=builtin")
+    return [*words, *short]
+
+
+def run(words):
+    """Runs a command in this process. Returns its exit status."""
+    if words[0] == "-c":
+        exec(words[1], {})
+        return 0
+    script = importlib.import_module(Path(words[0]).stem)
+    words = [word.replace("--config=configs/", f"--config={ROOT}/configs/") for word in words]
+    if any(sign in " ".join(words) for sign in NOT_RUN):
+        words = [*words, "--help"]
+    elif words[0] == "scripts/train.py":
+        words = shortened(words)
+    elif words[0] == "scripts/benchmark.py":
+        words += ["--steps=1", "--tokens=5", *SHORT]
+    return script.main(words)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The current folder: a text, a larger one, GPT-2's weights, and somebody who types."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("The king\n\n/quit\n"))
+    for name in ("my.txt", "big.txt", "train90.txt"):
+        Path(name).write_text(play.write()[:30_000], encoding="utf-8")
+    shutil.copytree(GPT2_TINY, "gpt2")
+    return tmp_path
+
+
+def test_every_command_of_the_readme_works(folder, capsys):
+    """In the order of the README, as a reader would give them."""
+    used = set()
+    in_blocks = [words for _, code in blocks(README) for words in commands(code)]
+    for words in [*in_blocks, *table_commands(README)]:
+        assert run(words) == 0, (words, capsys.readouterr().err)
+        used.add(Path(words[0]).name)
+    assert used == {f"{name}.py" for name in SCRIPTS} - {
+        *("command_line.py", "interactive.py", "soak.py")
+    } | {"-c"}
+    assert {path.name for path in Path("runs").iterdir()} == {
+        *("tiny", "mine", "speedrun", "gpt2", "exported")
+    }
+
+
+@pytest.mark.parametrize("page", sorted(set(TEXTS) - {"README.md", "CONTRIBUTING.md"}))
+def test_every_command_and_every_program_of_a_page_works(page, folder, trained, capsys):
+    for name in ("tiny", "mine"):
+        shutil.copytree(trained, Path("runs", name))
+    if page == "docs/gpt2.md":
+        shutil.rmtree(Path("runs", "mine"))  # The page trains it.
+    for language, code in blocks(TEXTS[page]):
+        for words in commands(code):
+            assert run(words) == 0, (words, capsys.readouterr().err)
+        if language == "python" and (
+            "transformers" not in code or importlib.util.find_spec("transformers")
+        ):
+            exec(code, {"__name__": "__main__"})
+
+
+def test_the_first_screen_has_the_two_commands_and_the_readme_is_short():
+    assert [code.strip() for _, code in blocks(README)][:2] == [TRAIN, TEST]
+    assert len(README.splitlines()) <= 160
 
 
 def test_ci_runs_the_test_command_of_the_readme():
-    block = README.split("## Test")[1].split("```")[1]
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8").replace('"$work/.venv/bin/', '"')
-    for command in block.strip().splitlines()[1:]:
+    for command in TEST.split(" && ")[1:]:
         program, _, arguments = command.removeprefix(".venv/bin/").partition(" ")
         assert re.search(rf'"{program}".* {re.escape(arguments)}', script), command
 
 
-def test_the_picture_of_the_readme_names_every_module_and_script():
-    picture = README.split("## How it is built")[1].split("```")[1]
-    named = set(re.findall(r"(\w+\.py)", picture))
-    named |= {"setting.py", "sections.py", "config.py", "config_table.py"}
-    named |= {"files.py", "__init__.py"}
-    files = [*(ROOT / "gpt_jax").glob("*.py"), *(ROOT / "scripts").glob("*.py")]
-    assert named == {path.name for path in files}
+def test_the_picture_of_the_readme_names_every_package_and_script():
+    picture = README.split("## The house")[1].split("```")[1]
+    packages = [path.parent.name for path in (ROOT / "gpt_jax").glob("*/__init__.py")]
+    files = [path.name for path in (ROOT / "gpt_jax").glob("[!_]*.py")]
+    assert set(re.findall(r"(\w+\.py)", picture)) == {*files, *(f"{name}.py" for name in SCRIPTS)}
+    assert set(re.findall(r"^  (\w+)/", picture, re.MULTILINE)) == set(packages)
 
 
-def test_files_the_documents_name_exist():
-    for document in DOCUMENTS:
-        text = (ROOT / document).read_text(encoding="utf-8")
-        for name in re.findall(r"\b((?:gpt_jax|configs|scripts|tests|docs)/\w+\.(?:py|md))", text):
-            assert (ROOT / name).exists(), f"{document} names {name}"
+def test_the_architecture_page_names_every_module():
+    page = TEXTS["docs/architecture.md"]
+    missing = [path.name for path in MODULES if f"`{path.name}`" not in page]
+    assert missing == []
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_the_files_a_page_names_exist(page):
+    ours = [
+        path
+        for folder in ("gpt_jax", "configs", "scripts", "tests", "docs")
+        for path in (ROOT / folder).rglob("*")
+    ]
+    paths = re.findall(r"\b((?:gpt_jax|configs|scripts|tests|docs)/[\w/]+\.\w+)", TEXTS[page])
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+    names = re.findall(r"(?<![\w/])(\w+\.py)\b", TEXTS[page])
+    assert set(names) <= {path.name for path in ours}
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_the_links_of_a_page_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^)]+)\)", TEXTS[page]):
+        if link.startswith("http"):
+            continue
+        target, _, anchor = link.partition("#")
+        path = (ROOT / page).parent / target if target else ROOT / page
+        assert path.exists(), link
+        if anchor:
+            headings = re.findall(r"^#+ (.*)", path.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in [anchor_of(heading) for heading in headings], link
+
+
+def anchor_of(heading):
+    """The anchor that GitHub gives a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def test_every_flag_the_documents_name_exists():
+    known = {"config", "check", "help"}
+    for name in SCRIPTS:
+        script = importlib.import_module(name)
+        if define := getattr(script, "define_flags", None):
+            values = flags.FlagValues()
+            define(values, ["script"])
+            known |= set(values)
+    for page, text in TEXTS.items():
+        named = set(re.findall(r"`--(?:no)?(\w+)[=`]", text))
+        assert named <= known, page
+
+
+def test_every_setting_the_documents_name_exists():
+    for page, text in TEXTS.items():
+        for section, name in re.findall(rf"[`.=](?:config\.)?({'|'.join(SECTIONS)})\.(\w+)", text):
+            if name not in ("py", "json", "safetensors", "png"):
+                assert hasattr(getattr(Config(), section), name), (page, section, name)
 
 
 def test_no_document_holds_a_placeholder():
-    for path in [*(ROOT / name for name in DOCUMENTS), *(ROOT / "configs").glob("*.py")]:
+    for path in [*PAGES, *(ROOT / "configs").glob("*.py")]:
         assert not re.search(r"@[A-Z]+@|TODO|XXX", path.read_text(encoding="utf-8")), path
 
 
-def blocks(document):
-    """The blocks of code of a document: their language and their content."""
-    return re.findall(r"^```(\w*)\n(.*?)^```", document, re.DOTALL | re.MULTILINE)
-
-
-def commands(document):
-    """The command lines of a document that run our scripts, in order, each as its words."""
-    lines = [line for _, block in blocks(document) for line in block.splitlines()]
-    return [shlex.split(line)[1:] for line in lines if line.startswith(".venv/bin/python scripts/")]
-
-
-def run(words):
-    """Runs a command in this process; training is cut short and done on the play."""
-    script = importlib.import_module(Path(words[0]).stem)
-    words = [word.replace("--config=configs/", f"--config={ROOT}/configs/") for word in words]
-    if words[0] == "scripts/train.py" and "--help_config" not in words:
-        own = any("data.corpus" in word for word in words)
-        given = any("init_from" in word for word in words)  # Weights have the model's shape.
-        words += [word for word in SHORT if not (given and "config.model" in word)]
-        words += [] if own else ["--config.data.corpus=builtin"]
-    return script.main(words)
-
-
-def test_every_command_of_the_readme_works(tmp_path, monkeypatch, capsys):
-    """In the order of the README, in one folder, as a reader would; the Python code, too."""
-    monkeypatch.chdir(tmp_path)
-    Path("my.txt").write_text(play.write()[:30_000], encoding="utf-8")
-    monkeypatch.setattr(sys, "stdin", io.StringIO("The king\n\n/quit\n"))
-    shutil.copytree(GPT2_TINY, "gpt2")
-    names = set()
-    for words in commands(README):
-        assert run(words) == 0, (words, capsys.readouterr().err)
-        names.add(Path(words[0]).name)
-    assert names == {
-        *("train.py", "sample.py", "evaluate.py", "compare.py", "prepare.py", "export.py"),
-    }
-    assert {path.name for path in Path("runs").iterdir()} == {
-        *("tiny", "mine", "bpe", "big", "long", "small", "gpt2"),
-        *("play.txt", "compare.png", "exported"),
-    }
-    assert Path("runs/play.txt").stat().st_size > 2000
-    [code] = [block for language, block in blocks(README) if language == "python"]
-    exec(code, {})
-
-
-def test_every_command_of_the_gpt2_page_works(tmp_path, monkeypatch, capsys):
-    page = (ROOT / "docs" / "gpt2.md").read_text(encoding="utf-8")
-    monkeypatch.chdir(tmp_path)
-    Path("my.txt").write_text(play.write()[:30_000], encoding="utf-8")
-    shutil.copytree(GPT2_TINY, "gpt2")
-    for words in commands(page):
-        assert run(words) == 0, (words, capsys.readouterr().err)
-    assert {path.name for path in Path("runs").iterdir()} == {"gpt2", "mine", "exported"}
-
-
 def test_the_places_the_tutorial_page_names_exist():
-    page = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
+    page = TEXTS["docs/tutorial.md"]
     assert re.findall(r"^\| (\d+) ", page, re.MULTILINE) == [str(n) for n in range(1, 18)]
-    names = re.findall(r"`(\w+)\.([\w.]+)`", page)
+    modules = {path.stem: path for path in MODULES}
+    names = [name for name in re.findall(r"`(\w+)\.([\w.]+)`", page) if name[1] != "py"]
     assert len(names) > 15
     for module, name in names:
-        if name != "py":
-            found = importlib.import_module(f"gpt_jax.{module}")
-            for part in name.split("."):
-                found = getattr(found, part)
+        parts = modules[module].relative_to(ROOT).with_suffix("").parts
+        found = importlib.import_module(".".join(parts))
+        for part in name.split("."):
+            found = getattr(found, part)
 
 
 def test_the_tests_the_reliability_page_names_exist():
-    page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
-    source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("*.py"))
-    names = re.findall(r"`(test_\w+)`", page)
+    names = re.findall(r"`(test_\w+)`", TEXTS["docs/reliability.md"])
+    source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("*.py"))
     assert len(names) > 20
-    for name in names:
-        assert f"def {name}(" in source, name
+    assert [name for name in names if f"def {name}(" not in source] == []

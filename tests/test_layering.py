@@ -1,134 +1,149 @@
-"""Imports point one way, and importing has no effects."""
+"""Imports point one way, between packages and inside them, and importing has no effects."""
 
 import ast
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from support import ROOT
 
-# Each module may import those before it.
+PACKAGE = ROOT / "gpt_jax"
+
+# Each package may import those before it, and each module those before it in its package.
+HOUSE = {
+    "": ["errors", "files"],
+    "config": ["setting", "sections", "config", "table", "cluster"],
+    "text": [
+        *("play", "corpus", "bpe", "tokenizer", "tokenizer_file", "text_stream", "shards"),
+        *("tokens", "preparation", "windows"),
+    ],
+    "model": [
+        *("random_bits", "dropout", "initializers", "activations", "layers", "attention"),
+        *("blocks", "stacking", "gpt"),
+    ],
+    "devices": [
+        *("hardware", "device_count", "mesh", "batch_layout", "sharding", "processes", "compiler"),
+    ],
+    "runs": ["lock", "checkpoint_list", "record", "resume", "damage", "digest", "checkpoints"],
+    "sampling": ["sampler", "decode", "prompt"],
+    "gpt2": ["names", "tensors", "folder", "weights", "export"],
+    "training": [
+        *("optimizer", "state", "step", "communication", "run", "plan", "evaluation", "log"),
+        *("stopping", "tensorboard", "pictures", "monitor", "summary", "finish", "beginning"),
+        *("meeting", "loop", "benchmark"),
+    ],
+    "api": [],
+}
 ORDER = [
-    "setting",
-    "sections",
-    "config",
-    "config_table",
-    "files",
-    "cluster",
-    "lock",
-    "interruption",
-    "bpe",
-    "tokenizer",
-    "text_stream",
-    "play",
-    "corpus",
-    "shards",
-    "preparation",
-    "data",
-    "layers",
-    "attention",
-    "stacking",
-    "model",
-    "optimizer",
-    "hardware",
-    "sharding",
-    "train_step",
-    "communication",
-    "sampling",
-    "digest",
-    "run_folder",
-    "resume",
-    "gpt2",
-    "pretrained",
-    "damage",
-    "distributed",
-    "checkpoint",
-    "run",
-    "evaluation",
-    "metrics",
-    "tensorboard",
-    "report",
-    "finish",
-    "training",
-    "api",
-    "export",
-    "plan",
-    "benchmark",
-    "compilation",
+    ".".join(filter(None, [package, module]))
+    for package, modules in HOUSE.items()
+    for module in (modules or [""])
 ]
-WITHOUT_JAX = [
-    *(
-        "setting",
-        "sections",
-        "config",
-        "config_table",
-        "files",
-        "cluster",
-        "lock",
-        "bpe",
-        "tokenizer",
-        "text_stream",
-        "play",
-        "corpus",
-        "shards",
-        "preparation",
-        "data",
-    ),
-    *("run_folder", "resume", "gpt2", "damage", "metrics", "tensorboard", "report"),
-]
+WITHOUT_JAX = ["errors", "files", "config", "text"]
+WITHOUT_JAX += [f"runs.{name}" for name in ("lock", "checkpoint_list", "record", "resume")]
+WITHOUT_JAX += [f"training.{name}" for name in ("log", "stopping", "tensorboard", "pictures")]
 
 
-def imports_of(module: str) -> set[str]:
-    """Every module that the source of a module names in an import, by its full name."""
-    names = set()
-    source = (ROOT / "gpt_jax" / f"{module}.py").read_text(encoding="utf-8")
-    for node in ast.walk(ast.parse(source)):
+def path_of(module: str) -> Path:
+    """The source of a module or of a package, by its name inside gpt_jax."""
+    path = PACKAGE / module.replace(".", "/")
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def imports_of(module: str) -> list[tuple[str, str]]:
+    """What a module imports: (module, name), the name empty for a plain import."""
+    found = []
+    for node in ast.walk(ast.parse(path_of(module).read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
+            found += [(alias.name, "") for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{module}.py has a relative import"
-            names |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
-    return names
+            assert node.level == 0, f"{module} has a relative import"
+            found += [(node.module or "", alias.name) for alias in node.names]
+    return found
 
 
-def test_the_order_names_every_module():
-    files = {path.stem for path in (ROOT / "gpt_jax").glob("*.py")} - {"__init__"}
-    assert files == set(ORDER)
+def ours(module: str) -> list[tuple[str, str]]:
+    """The imports of our own modules, without the "gpt_jax." in front."""
+    return [
+        (source.removeprefix("gpt_jax").removeprefix("."), name)
+        for source, name in imports_of(module)
+        if source.split(".")[0] == "gpt_jax"
+    ]
+
+
+def sources(module: str) -> set[str]:
+    """Our modules from which a module imports: a package counts as all that it re-exports."""
+    found = set()
+    for source, name in ours(module):
+        full = ".".join(filter(None, [source, name]))
+        found.add(full if path_of(full).exists() else source)
+    return found
+
+
+def public(package: str) -> set[str]:
+    """The names in a package's __all__."""
+    for node in ast.parse(path_of(package).read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            return set(ast.literal_eval(node.value))
+    return set()
+
+
+def test_the_house_names_every_module():
+    files = {path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py"}
+    assert files == {path_of(module) for module in ORDER}
+    assert {path.parent for path in PACKAGE.glob("*/__init__.py")} == {
+        PACKAGE / package for package in HOUSE if package not in ("", "api")
+    }
 
 
 @pytest.mark.parametrize("module", ORDER)
-def test_imports_never_point_down(module):
-    allowed = {f"gpt_jax.{name}" for name in ORDER[: ORDER.index(module)]}
-    ours = {
-        ".".join(name.split(".")[:2]) for name in imports_of(module) if name.startswith("gpt_jax.")
-    }
-    assert ours <= allowed
+def test_imports_point_one_way(module):
+    before = ORDER[: ORDER.index(module)]
+    packages = [*HOUSE][: [*HOUSE].index(module.partition(".")[0])] if "." in module else [*HOUSE]
+    for source in sources(module):
+        assert source in before or (source in packages and source != "api"), source
 
 
-def reaches(module: str, library: str) -> bool:
+@pytest.mark.parametrize("module", ORDER)
+def test_other_packages_import_only_public_names(module):
+    for source, name in ours(module):
+        package, _, inner = source.partition(".")
+        if package in HOUSE and package not in ("", "api", module.partition(".")[0]):
+            assert (inner or name) in public(package), f"{source}.{name}"
+
+
+@pytest.mark.parametrize("package", [name for name in HOUSE if name not in ("", "api")])
+def test_each_package_says_what_it_owns(package):
+    document = ast.get_docstring(ast.parse(path_of(package).read_text(encoding="utf-8")))
+    assert document is not None and "Owns" in document and "Read" in document
+
+
+def reaches(module: str, library: str, seen: set[str]) -> bool:
     """Whether a module imports a library, itself or through our other modules."""
-    names = imports_of(module)
-    if any(name.split(".")[0] == library for name in names):
+    if any(source.split(".")[0] == library for source, _ in imports_of(module)):
         return True
-    ours = {name.split(".")[1] for name in names if name.startswith("gpt_jax.")} & set(ORDER)
-    return any(reaches(name, library) for name in ours)
+    new = {source for source in sources(module) if source} - seen
+    parents = {source.partition(".")[0] for source in new} - seen
+    seen |= new | parents
+    return any(reaches(source, library, seen) for source in new | parents)
 
 
 @pytest.mark.parametrize("module", WITHOUT_JAX)
 def test_some_modules_need_no_jax(module):
-    assert not reaches(module, "jax")
-    assert not reaches(module, "flax")
+    assert not reaches(module, "jax", {module})
+    assert not reaches(module, "flax", {module})
 
 
 @pytest.mark.parametrize(
     ("library", "owner"),
     [
-        ("orbax", "checkpoint"),
-        ("matplotlib", "report"),
-        ("tensorboardX", "tensorboard"),
-        ("safetensors", "gpt2"),
-        ("tokenizers", "bpe"),
-        ("urllib", "corpus"),
+        ("orbax", "runs.checkpoints"),
+        ("matplotlib", "training.pictures"),
+        ("tensorboardX", "training.tensorboard"),
+        ("safetensors", "gpt2.tensors"),
+        ("tokenizers", "text.bpe"),
+        ("urllib", "text.corpus"),
         ("absl", None),
     ],
 )
@@ -136,7 +151,7 @@ def test_one_module_owns_each_of_these_libraries(library, owner):
     users = {
         module
         for module in ORDER
-        if any(name.split(".")[0] == library for name in imports_of(module))
+        if any(source.split(".")[0] == library for source, _ in imports_of(module))
     }
     assert users == ({owner} if owner else set())
 

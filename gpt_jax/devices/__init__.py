@@ -1,0 +1,24 @@
+"""The machine: its devices, the mesh over them, the processes that share a run, the compiler.
+
+Owns how many devices a run uses, where each array lies, and what several processes agree on. Knows
+nothing of training or of a run's files. Read mesh.py first, then sharding.py.
+"""
+
+from gpt_jax.devices.batch_layout import BatchLayout, make_batch_layout
+from gpt_jax.devices.device_count import start_devices, usable_cores
+from gpt_jax.devices.mesh import make_abstract_mesh, make_mesh
+from gpt_jax.devices.sharding import activations_over, tree_shardings
+
+__all__ = [
+    "BatchLayout",
+    "activations_over",
+    "compiler",
+    "hardware",
+    "make_abstract_mesh",
+    "make_batch_layout",
+    "make_mesh",
+    "processes",
+    "start_devices",
+    "tree_shardings",
+    "usable_cores",
+]

@@ -1,0 +1,82 @@
+"""How the windows of a batch lie on the devices: microbatches and rows."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+
+from gpt_jax.config import Config
+from gpt_jax.devices.device_count import largest_divisor
+from gpt_jax.devices.mesh import BATCH_AXES
+from gpt_jax.errors import UserError
+
+# A microbatch of about 256 tokens per core keeps its activations in cache: the step of
+# configs/tiny.py on 2 cores takes 126 ms, with 128, 512 or 1024 tokens at once 172, 148 and 167 ms.
+CPU_MICROBATCH_TOKENS = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchLayout:
+    """How the B windows of a batch are laid out: A microbatches of M, shared by the devices.
+
+    Attributes:
+      microbatches: A.
+      rows: M, of which each device has `rows_per_device`.
+      sharding: of an array (A, M, W).
+    """
+
+    microbatches: int
+    rows: int
+    rows_per_device: int
+    sharding: NamedSharding
+
+    def place(self, windows_NW: np.ndarray, rows_B: np.ndarray | None = None) -> jax.Array:
+        """B = A M windows on the devices, shape (A, M, W), int32; row b goes to divmod(b, M).
+
+        Each process reads only the windows of its own devices, so `windows_NW` may be a view into
+        more text than fits into memory.
+
+        Args:
+          rows_B: which of the N windows are the batch's; None: all, in order (N = B).
+        """
+        shape = (self.microbatches, self.rows, windows_NW.shape[-1])
+        rows_AM = (np.arange(len(windows_NW)) if rows_B is None else rows_B).reshape(shape[:2])
+
+        def own(index: Any) -> np.ndarray:
+            return windows_NW[rows_AM[index[:2]]].astype(np.int32)
+
+        return jax.make_array_from_callback(shape, self.sharding, own)
+
+
+def make_batch_layout(config: Config, mesh: Mesh | AbstractMesh) -> BatchLayout:
+    """The layout of `train.batch_size` windows over the mesh.
+
+    Raises:
+      UserError: when the devices or the microbatches cannot share the batch evenly.
+    """
+    batch_size, ways = config.train.batch_size, math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    if batch_size % ways:
+        raise UserError(
+            f"train.batch_size = {batch_size} is not a multiple of the {ways} devices that share it"
+            ": change it, or the mesh"
+        )
+    local = batch_size // ways
+    size = config.train.microbatch_size or _choose_microbatch(config, mesh, local)
+    if local % size:
+        raise UserError(
+            f"train.microbatch_size = {size} does not divide the {local} windows that each of "
+            f"{ways} devices has of train.batch_size = {batch_size}: choose a divisor"
+        )
+    spec = PartitionSpec(None, BATCH_AXES)
+    return BatchLayout(local // size, size * ways, size, NamedSharding(mesh, spec))
+
+
+def _choose_microbatch(config: Config, mesh: Mesh | AbstractMesh, local: int) -> int:
+    if isinstance(mesh, AbstractMesh) or mesh.devices.flat[0].platform != "cpu":
+        return local
+    # Not one window, however long: an axis of size 1 makes XLA:CPU's sums over rows (softmax,
+    # LayerNorm) seven times slower; configs/small.py took 631 ms a step and with two windows 468.
+    return largest_divisor(local, max(2, CPU_MICROBATCH_TOKENS // config.model.block_size))

@@ -1,0 +1,135 @@
+"""What several processes of one run agree on.
+
+All processes run the same program over one mesh, so all must take the same branches: a process that
+takes another one waits for the others forever. Whatever only one process sees (a file, a signal) is
+therefore shared here. In a single process each function and decorator only does its own work, and
+whoever reads the code for one process can ignore them.
+"""
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar, cast
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from gpt_jax.errors import UserError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+BLOCK = 4096  # Bytes. Messages are padded to whole blocks, so that few programs are compiled.
+
+
+def several() -> bool:
+    """Whether this process is one of several. Starts no device."""
+    return jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+def is_first() -> bool:
+    """Whether this is process 0, which writes the files that are not arrays."""
+    return not several() or jax.process_index() == 0
+
+
+def on_first(function: Callable[P, T]) -> Callable[P, T]:
+    """Decorator: process 0 alone runs `function`, and every process returns its result.
+
+    With several processes the result must be JSON, and errors are raised as by `on_all`.
+    """
+
+    @functools.wraps(function)
+    def shared(*args: P.args, **kwargs: P.kwargs) -> T:
+        if not several():
+            return function(*args, **kwargs)
+        result = _together(lambda: function(*args, **kwargs) if is_first() else None)
+        return cast(T, _sent(result, 0))
+
+    return shared
+
+
+def on_all(function: Callable[P, T]) -> Callable[P, T]:
+    """Decorator: every process runs `function`, and if one of them fails, all fail.
+
+    `function` must not wait for the other processes.
+
+    Raises:
+      UserError: in every process, where `function` raises a UserError or an OSError in one. The
+        class and the message are those of the first process that failed. Any other exception stays
+        as it is in the process that met it.
+    """
+
+    @functools.wraps(function)
+    def shared(*args: P.args, **kwargs: P.kwargs) -> T:
+        return _together(lambda: function(*args, **kwargs))
+
+    return shared
+
+
+def _together(action: Callable[[], T]) -> T:
+    if not several():
+        return action()
+    error, result = None, None
+    try:
+        result = action()
+    except Exception as caught:
+        error = caught
+    failed = multihost_utils.process_allgather(np.array(error is not None))
+    if failed.any():
+        _fail(error, int(np.argmax(failed)))
+    return cast(T, result)
+
+
+def _fail(error: Exception | None, source: int) -> None:
+    """Raises the error of the process `source`."""
+    message, name = _sent([str(error), type(error).__name__], source)
+    if error is not None and not isinstance(error, UserError | OSError):
+        raise error
+    raise _user_errors().get(name, UserError)(message) from error
+
+
+def _user_errors() -> dict[str, type[UserError]]:
+    """UserError and the classes derived from it, by name."""
+    kinds: list[type[UserError]] = [UserError, *UserError.__subclasses__()]
+    return {kind.__name__: kind for kind in kinds}
+
+
+def _sent(value: Any, source: int) -> Any:
+    """The JSON value of the process `source`, in every process."""
+    here = jax.process_index() == source
+    text = json.dumps(value).encode() if here else b""
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text)), here))
+    block = np.zeros(-(-size // BLOCK) * BLOCK, np.uint8)
+    block[: len(text)] = np.frombuffer(text, np.uint8)
+    return json.loads(multihost_utils.broadcast_one_to_all(block, here)[:size].tobytes())
+
+
+def greatest(number: int) -> int:
+    """The greatest of the numbers that the processes have."""
+    if not several():
+        return number
+    return int(multihost_utils.process_allgather(np.int32(number)).max())
+
+
+def check_same(what: str, value: Any) -> None:
+    """Checks that all processes have the same JSON value.
+
+    Raises:
+      UserError: in all of them if they have not, naming `what`.
+    """
+    if not several():
+        return
+    digest = hashlib.sha256(json.dumps(value, sort_keys=True).encode()).digest()
+    digests = multihost_utils.process_allgather(np.frombuffer(digest, np.uint8))
+    if (digests != digests[0]).any():
+        raise UserError(
+            f"{what} differs between the processes of the run: start all of them with the same "
+            "command, except for --process_id, and with the same files"
+        )
+
+
+def gathered(tree: Any) -> Any:
+    """A tree of arrays, each whole and in this process's memory, fetched one after another."""
+    return multihost_utils.process_allgather(tree, tiled=True) if several() else tree

@@ -1,0 +1,33 @@
+"""A run on disk: its folder, its lock, its record, its checkpoints.
+
+Owns every file of a run that a resumed run reads, and what may change on resume. Knows nothing of
+the model or of training: a state is a tree of arrays. Read record.py first, then checkpoints.py,
+which alone uses JAX and Orbax (import it by its own name).
+"""
+
+from gpt_jax.runs.checkpoint_list import Saved, newest_run
+from gpt_jax.runs.lock import one_writer
+from gpt_jax.runs.record import (
+    Record,
+    existing_record,
+    matching_tokenizer,
+    read_record,
+    write_record,
+)
+from gpt_jax.runs.resume import check_same_run, record_changes, same_tokens, with_recorded_choices
+
+__all__ = [
+    "Record",
+    "Saved",
+    "check_same_run",
+    "checkpoints",
+    "existing_record",
+    "matching_tokenizer",
+    "newest_run",
+    "one_writer",
+    "read_record",
+    "record_changes",
+    "same_tokens",
+    "with_recorded_choices",
+    "write_record",
+]

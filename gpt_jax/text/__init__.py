@@ -1,0 +1,36 @@
+"""Text -> token ids -> windows, and ids -> text.
+
+Owns corpora (downloaded, yours, the built-in play), tokenizers, prepared corpora on disk and the
+windows of a batch. Uses NumPy, never JAX; the only network access is one download in corpus.py.
+Read tokens.py first, then windows.py: the batch of a step is a function of (seed, step).
+"""
+
+from gpt_jax.text.corpus import absolute_source, load_corpus
+from gpt_jax.text.shards import Tokens
+from gpt_jax.text.text_stream import TextStream
+from gpt_jax.text.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer
+from gpt_jax.text.tokenizer_file import absolute_kind, load_tokenizer, save_tokenizer
+from gpt_jax.text.tokens import encoded, new_tokens, vocabulary_size
+
+__all__ = [
+    "BPETokenizer",
+    "ByteTokenizer",
+    "CharTokenizer",
+    "TextStream",
+    "Tokenizer",
+    "Tokens",
+    "absolute_kind",
+    "absolute_source",
+    "bpe",
+    "corpus",
+    "encoded",
+    "load_corpus",
+    "load_tokenizer",
+    "new_tokens",
+    "play",
+    "preparation",
+    "save_tokenizer",
+    "shards",
+    "vocabulary_size",
+    "windows",
+]

@@ -1,0 +1,185 @@
+"""Byte-pair encoding, by the library tokenizers: GPT-2's from its files, or one trained on a text.
+
+All are of one family, GPT-2's: a text is split into words by GPT-2's rule, a word is its UTF-8
+bytes, and bytes are merged in the order of a list. So every text has ids, and they give it back
+exactly. What the library does beyond that (normalizing, spaces put in front) is refused: it would
+not. `<|endoftext|>` in a text is that one token, as with GPT-2's own tokenizer.
+
+The only module that knows the library, which is loaded when it is needed: the extra `gpt2`.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gpt_jax.errors import UserError
+
+if TYPE_CHECKING:
+    import tokenizers
+
+END_OF_TEXT = "<|endoftext|>"
+PIECE = 2**16  # Characters that one core works on at a time.
+WHOLE_WORDS = re.compile(r".*\S(?=[ \t\r\n])", re.DOTALL)  # As many as there are.
+WANTED = "a tokenizer.json of byte-level BPE, a folder with one, or with vocab.json and merges.txt"
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The library's JSON of a tokenizer.json, or of a folder with it or vocab.json + merges.txt.
+
+    Raises:
+      UserError: when it cannot be read, is of another family, or the library is missing.
+    """
+    library = _library()
+    file = path / "tokenizer.json" if path.is_dir() else path
+    pair = path / "vocab.json", path / "merges.txt"
+    try:
+        if file.exists() or not all(part.exists() for part in pair):
+            content = json.loads(file.read_text(encoding="utf-8"))
+        else:
+            content = _from_pair(library.models.BPE.from_file(*map(str, pair)))
+        return _content(parse(content))
+    except UserError:
+        raise
+    except Exception as error:  # The library has no error class of its own.
+        raise UserError(f"no tokenizer can be read from {path} ({error}): give {WANTED}") from error
+
+
+def _from_pair(model: "tokenizers.models.BPE") -> dict[str, Any]:
+    """Of a vocabulary with its merges; the files do not say what is special."""
+    new = _untrained(model)
+    if new.token_to_id(END_OF_TEXT) is not None:
+        new.add_special_tokens([END_OF_TEXT])  # Keeps its id.
+    return _content(new)
+
+
+def train(texts: Iterable[str], vocab_size: int) -> dict[str, Any]:
+    """The library's JSON of a tokenizer whose merges are the commonest of `texts`.
+
+    A function of the text: ties are broken by the ids of the pair. There are fewer than
+    `vocab_size` tokens where no pair occurs twice any more.
+
+    Args:
+      texts: parts of the text.
+      vocab_size: 256 bytes, <|endoftext|> (id 0) and merges.
+    """
+    library = _library()
+    new = _untrained(library.models.BPE())
+    trainer = library.trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=library.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    # The trainer does not know the special token yet, and would learn merges for its letters.
+    words = (part for text in pieces(texts) for part in text.split(END_OF_TEXT))
+    new.train_from_iterator(words, trainer)
+    return _content(new)
+
+
+def parse(content: dict[str, Any]) -> "tokenizers.Tokenizer":
+    """The library's tokenizer of its JSON.
+
+    Raises:
+      UserError: when the library is missing.
+      ValueError: for JSON that is none of a tokenizer, or of another family.
+    """
+    library = _library()
+    try:
+        parsed = library.Tokenizer.from_str(json.dumps(content))
+    except Exception as error:
+        raise ValueError(str(error)) from error
+    # Left in a file by whoever used it last; here a text's ids are its own.
+    parsed.no_truncation()
+    parsed.no_padding()
+    if reason := _difference(_content(parsed)):
+        raise ValueError(f"it is not like GPT-2's: {reason}")
+    return parsed
+
+
+def _difference(content: dict[str, Any]) -> str:
+    """In what a tokenizer differs from GPT-2's family; nothing where it does not."""
+    model, split = content["model"], content["pre_tokenizer"] or {}
+    if model["type"] != "BPE" or split.get("type") != "ByteLevel" or not split["use_regex"]:
+        return "it is no byte-level BPE with GPT-2's words"
+    if content["normalizer"] or split["add_prefix_space"] or model["dropout"]:
+        return "it changes the text (normalizer, add_prefix_space or dropout)"
+    if model["continuing_subword_prefix"] or model["end_of_word_suffix"]:
+        return "its tokens have prefixes or suffixes"
+    added = {token["content"]: token for token in content["added_tokens"]}
+    if any(t["lstrip"] or t["rstrip"] or t["single_word"] for t in added.values()):
+        return "an added token takes the spaces around it"
+    if any(character.isspace() for token in added for character in token):
+        return "an added token has spaces in it"  # `pieces` might cut it.
+    letters = set(_alphabet())
+    if not letters <= set(model["vocab"]):
+        return "it lacks some of the 256 bytes"
+    if any(set(token) - letters for token in model["vocab"] if token not in added):
+        return "its tokens are not made of bytes"
+    return ""
+
+
+def token_bytes(parsed: "tokenizers.Tokenizer") -> list[bytes]:
+    """The bytes of every id. An id that the vocabulary leaves out has none."""
+    vocab = parsed.get_vocab(with_added_tokens=True)
+    added = {token.content for token in parsed.get_added_tokens_decoder().values()}
+    letters = _alphabet()
+    found = [b""] * (max(vocab.values()) + 1)
+    for token, i in vocab.items():
+        found[i] = token.encode() if token in added else bytes(letters[c] for c in token)
+    return found
+
+
+def _alphabet() -> dict[str, int]:
+    """The byte that a character stands for: itself where it is visible in Latin-1, else it is one
+    of those from U+0100 on, in order."""
+    visible = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), 256)} - {0xAD}
+    hidden = [byte for byte in range(256) if byte not in visible]
+    return {chr(b): b for b in visible} | {chr(256 + n): b for n, b in enumerate(hidden)}
+
+
+def pieces(blocks: Iterable[str], size: int = PIECE) -> Iterator[str]:
+    """The text whose parts are `blocks`, in pieces of at most `size` characters.
+
+    A piece ends where a word ends in any case: before a space, tab or line break that follows
+    another character (only where there is none, after `size` characters). So its ids are those it
+    has in the whole text. Where it ends depends on the text from its beginning on, not on blocks.
+    """
+    held = ""
+    for block in blocks:
+        held, start = held + block, 0
+        while len(held) - start > size:
+            whole_words = WHOLE_WORDS.match(held, start, start + size)
+            end = whole_words.end() if whole_words else start + size
+            yield held[start:end]
+            start = end
+        held = held[start:]
+    if held:
+        yield held
+
+
+def _untrained(model: "tokenizers.models.BPE") -> "tokenizers.Tokenizer":
+    """A tokenizer with GPT-2's way from text to words and back."""
+    library = _library()
+    new = library.Tokenizer(model)
+    new.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    new.decoder = library.decoders.ByteLevel()
+    return new
+
+
+def _content(parsed: "tokenizers.Tokenizer") -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(parsed.to_str())
+    return content
+
+
+def _library() -> Any:
+    try:
+        import tokenizers
+    except ImportError:
+        raise UserError(
+            "byte-pair encoding needs the package tokenizers, which is not installed: "
+            'pip install -e ".[gpt2]", or use the tokenizer char or byte'
+        ) from None
+    return tokenizers

@@ -1,0 +1,192 @@
+"""Where text comes from: Tiny Shakespeare (downloaded, checked, cached), your files, our play.
+
+The only module that uses the network. A corpus is one string, with the absolute source it can be
+found at again and the SHA-256 of its UTF-8 bytes.
+"""
+
+import codecs
+import contextlib
+import dataclasses
+import glob
+import hashlib
+import os
+import sys
+import time
+import urllib.request
+from collections.abc import Iterable, Iterator
+from http.client import HTTPException
+from pathlib import Path
+from typing import BinaryIO
+
+from gpt_jax.errors import UserError
+from gpt_jax.files import cache_folder, replacing
+from gpt_jax.text import play
+
+TINY_SHAKESPEARE_URL = (
+    "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+)
+TINY_SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+TINY_SHAKESPEARE_BYTES = 1_115_394
+TIMEOUT_SECONDS = 10
+ATTEMPTS = 3
+BLOCK_BYTES = 2**20
+NAMES = ("tinyshakespeare", "builtin")
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """A text. `source` is what `data.corpus` must say to get it again, paths made absolute."""
+
+    source: str
+    text: str
+    sha256: str
+
+
+class DownloadError(UserError):
+    """Tiny Shakespeare could not be fetched."""
+
+
+def load_corpus(source: str) -> Corpus:
+    """The text that `data.corpus = source` names.
+
+    Raises:
+      DownloadError: `source` is "tinyshakespeare", it is not cached and cannot be fetched.
+      UserError: files that are missing, empty or not UTF-8.
+    """
+    if source == "tinyshakespeare":
+        return _corpus(source, _tiny_shakespeare())
+    if source == "builtin":
+        return _corpus(source, play.write())
+    return _corpus(absolute_source(source), _read_files(source))
+
+
+def absolute_source(source: str) -> str:
+    """`data.corpus` as it is recorded: a path made absolute, a name as it is."""
+    if source in NAMES:
+        return source
+    return os.path.abspath(os.path.expanduser(source))
+
+
+def _corpus(source: str, text: str) -> Corpus:
+    return Corpus(source, text, hashlib.sha256(text.encode("utf-8")).hexdigest())
+
+
+def _tiny_shakespeare() -> str:
+    """The cached copy if it is whole, else a fresh download. 1,115,394 ASCII characters."""
+    path = cache_folder() / "tinyshakespeare.txt"
+    with contextlib.suppress(OSError):
+        if _is_tiny_shakespeare(content := path.read_bytes()):
+            return content.decode("utf-8")
+    print("downloading Tiny Shakespeare (1.1 MB)", file=sys.stderr)
+    content = _download()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as file:
+            file.write(content)
+    except OSError as error:
+        print(
+            f"note: the download is not kept, {path} cannot be written ({error})", file=sys.stderr
+        )
+    return content.decode("utf-8")
+
+
+def _is_tiny_shakespeare(content: bytes) -> bool:
+    return hashlib.sha256(content).hexdigest() == TINY_SHAKESPEARE_SHA256
+
+
+def _download() -> bytes:
+    """Tiny Shakespeare's bytes, checked; a few attempts with growing pauses.
+
+    A connection that is not even refused is not tried again: it timed out at every address.
+    """
+    reason: object = None
+    for attempt in range(ATTEMPTS):
+        time.sleep(attempt)
+        try:
+            with urllib.request.urlopen(TINY_SHAKESPEARE_URL, timeout=TIMEOUT_SECONDS) as response:
+                content = response.read(TINY_SHAKESPEARE_BYTES + 1)
+        except (OSError, HTTPException) as error:
+            reason = getattr(error, "reason", error)
+            if isinstance(reason, TimeoutError) and reason is not error:
+                break
+            continue
+        if _is_tiny_shakespeare(content):
+            return content
+        reason = f"{len(content)} bytes with another SHA-256 than {TINY_SHAKESPEARE_SHA256[:12]}..."
+    raise DownloadError(
+        f"Tiny Shakespeare cannot be downloaded from {TINY_SHAKESPEARE_URL} ({reason}): connect, "
+        f"or put the file at {cache_folder() / 'tinyshakespeare.txt'}, or use "
+        "--config.data.corpus=builtin"
+    )
+
+
+def _read_files(source: str) -> str:
+    text = "".join(text_blocks(find_files(source, NAMES)))
+    if not text:
+        raise UserError(f"data.corpus = {source!r} is empty: give a text with something in it")
+    return text
+
+
+def find_files(source: str, names: Iterable[str] = ()) -> list[Path]:
+    """The files of a corpus: one, or those of a folder or glob in the order of their names.
+
+    Args:
+      names: what could be given instead.
+
+    Raises:
+      UserError: when there is none.
+    """
+    path = absolute_source(source)
+    if os.path.isdir(path):
+        found = sorted(file for file in Path(path).rglob("*.txt") if file.is_file())
+        wanted = "a folder with .txt files"
+    else:
+        paths = [path] if os.path.exists(path) else sorted(glob.glob(path, recursive=True))
+        found = [Path(name) for name in paths if os.path.isfile(name)]
+        wanted = ", ".join([*names, "an existing file, folder or glob of UTF-8 text"])
+    if not found:
+        raise UserError(f"data.corpus = {source!r} names no text (looked at {path}): give {wanted}")
+    return found
+
+
+def text_blocks(files: Iterable[Path], start: int = 0) -> Iterator[str]:
+    """The text of some files, in blocks: joined by line breaks, line ends untouched.
+
+    A byte-order mark is no part of the text.
+
+    Args:
+      start: so many bytes of the text in UTF-8, whole characters, are left out.
+
+    Raises:
+      UserError: when a file cannot be read or is not UTF-8.
+    """
+    for number, path in enumerate(files):
+        if number:
+            yield "\n"[start:]
+            start = max(start - 1, 0)
+        try:
+            with path.open("rb") as file:
+                mark = len(codecs.BOM_UTF8) * (file.read(3) == codecs.BOM_UTF8)
+                skipped = min(start, file.seek(0, os.SEEK_END) - mark)
+                file.seek(mark + skipped)
+                yield from _decoded(file, path)
+                start -= skipped
+        except OSError as error:
+            raise UserError(
+                f"{path} cannot be read ({error.strerror}): check its permissions"
+            ) from error
+
+
+def _decoded(file: BinaryIO, path: Path) -> Iterator[str]:
+    """The rest of a file as text."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        while block := file.read(BLOCK_BYTES):
+            yield decoder.decode(block)
+        yield decoder.decode(b"", final=True)
+    except UnicodeDecodeError as error:
+        start = file.tell() - len(error.object) + error.start
+        raise UserError(
+            f"{path} is not UTF-8: byte {error.object[error.start]:#04x} at offset {start} begins "
+            "no character; convert the file (iconv -t UTF-8)"
+        ) from error

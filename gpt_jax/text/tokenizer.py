@@ -1,0 +1,196 @@
+"""Text <-> token ids: characters, bytes or byte pairs. Saved and loaded as JSON.
+
+An id array is one-dimensional, of `token_dtype(vocab_size)`. Encoding then decoding gives the text
+back exactly. A tokenizer belongs to its run: it is stored there and never guessed from a corpus.
+"""
+
+import codecs
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+
+from gpt_jax.errors import UserError
+from gpt_jax.text import bpe
+
+Ids = np.ndarray | list[int]
+ENCODED_AT_ONCE = 2**20  # Characters: the library takes some 100 bytes for each token of them.
+COUNTED_AT_ONCE = 2**20  # Ids.
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """The smallest unsigned integer type that holds ids 0 .. vocab_size - 1."""
+    return np.min_scalar_type(max(vocab_size - 1, 0))
+
+
+class Tokenizer(Protocol):
+    """What every tokenizer can do."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of distinct ids."""
+
+    def encode(self, text: str) -> np.ndarray:
+        """The ids of `text`, shape (tokens,). Raises UserError for text that has none."""
+
+    def decode(self, ids: Ids) -> str:
+        """The text of `ids`."""
+
+    def decoder(self) -> Callable[[Ids, bool], str]:
+        """A function for ids that arrive in pieces: (ids, final) -> the characters now complete.
+
+        What it returns, joined, is the text of all ids; with `final` nothing is held back.
+        """
+
+    def count_bytes(self, ids: np.ndarray) -> int:
+        """The length of the text of `ids` in bytes of UTF-8."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `from_dict` needs to make this tokenizer again, as plain data."""
+
+
+class CharTokenizer:
+    """One id per character: its place among the sorted distinct characters of a corpus."""
+
+    def __init__(self, characters: str) -> None:
+        """`characters`: the vocabulary, in any order; repeats do not matter."""
+        self.characters = "".join(sorted(set(characters)))
+        self._codes = _code_points(self.characters)
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.characters)
+
+    def encode(self, text: str) -> np.ndarray:
+        codes = _code_points(text)
+        ids = np.searchsorted(self._codes, codes)
+        known = self._codes.take(ids, mode="clip") == codes
+        if not known.all():
+            raise self._unknown(text, int(np.argmin(known)))
+        return ids.astype(token_dtype(self.vocab_size))
+
+    def _unknown(self, text: str, position: int) -> UserError:
+        character = text[position]
+        return UserError(
+            f"character {character!r} (U+{ord(character):04X}) at position {position} is not among "
+            f"the {self.vocab_size} characters this tokenizer was made from: leave it out, or "
+            "train on a text that has it"
+        )
+
+    def decode(self, ids: Ids) -> str:
+        return "".join(self.characters[i] for i in ids)
+
+    def decoder(self) -> Callable[[Ids, bool], str]:
+        return lambda ids, final: self.decode(ids)
+
+    def count_bytes(self, ids: np.ndarray) -> int:
+        return _total([len(character.encode("utf-8")) for character in self.characters], ids)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"type": "char", "characters": self.characters}
+
+    def to_library(self) -> dict[str, Any]:
+        """The JSON of the library tokenizers for the same ids: words of one character each."""
+        words = {
+            "type": "WordLevel",
+            "vocab": {character: i for i, character in enumerate(self.characters)},
+            "unk_token": "",  # Not in the vocabulary: an unknown character is refused, as here.
+        }
+        every_character = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}}
+        return {
+            "version": "1.0",
+            "truncation": None,
+            "padding": None,
+            "added_tokens": [],
+            "normalizer": None,
+            "pre_tokenizer": every_character | {"behavior": "Isolated", "invert": False},
+            "post_processor": None,
+            "decoder": {"type": "Fuse"},
+            "model": words,
+        }
+
+
+class ByteTokenizer:
+    """One id per byte of UTF-8; knows every text."""
+
+    vocab_size = 256
+
+    def encode(self, text: str) -> np.ndarray:
+        return np.frombuffer(_utf8(text), np.uint8)
+
+    def decode(self, ids: Ids) -> str:
+        """Bytes that are not UTF-8 (a sample may stop inside a character) become U+FFFD."""
+        return self.decoder()(ids, True)
+
+    def decoder(self) -> Callable[[Ids, bool], str]:
+        return _text_of(lambda ids: bytes(np.asarray(ids, np.uint8)))
+
+    def count_bytes(self, ids: np.ndarray) -> int:
+        return len(ids)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"type": "byte"}
+
+
+class BPETokenizer:
+    """One id per run of bytes that often stand together, see bpe.py; knows every text."""
+
+    def __init__(self, content: dict[str, Any]) -> None:
+        """`content`: the JSON of the library tokenizers. Raises ValueError for what it is not."""
+        self._library = bpe.parse(content)
+        self._content = content
+        self._bytes = bpe.token_bytes(self._library)
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self._bytes)
+
+    def encode(self, text: str) -> np.ndarray:
+        _utf8(text)
+        parts = [np.zeros(0, token_dtype(self.vocab_size))]
+        for piece in bpe.pieces([text], ENCODED_AT_ONCE):
+            shares = list(bpe.pieces([piece]))  # The cores share them.
+            encoded = self._library.encode_batch_fast(shares, add_special_tokens=False)
+            parts += [np.array(share.ids, parts[0].dtype) for share in encoded]
+        return np.concatenate(parts)
+
+    def decode(self, ids: Ids) -> str:
+        """Bytes that are not UTF-8 (a sample may stop inside a character) become U+FFFD."""
+        return self.decoder()(ids, True)
+
+    def decoder(self) -> Callable[[Ids, bool], str]:
+        return _text_of(lambda ids: b"".join(self._bytes[i] for i in ids))
+
+    def count_bytes(self, ids: np.ndarray) -> int:
+        return _total([len(token) for token in self._bytes], ids)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"type": "bpe", "tokenizer": self._content}
+
+
+def _text_of(to_bytes: Callable[[Ids], bytes]) -> Callable[[Ids, bool], str]:
+    """The decoder of a tokenizer whose ids are bytes: it holds back half a character."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    return lambda ids, final: decoder.decode(to_bytes(ids), final)
+
+
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"character {text[error.start]!r} at position {error.start} is half of a pair and "
+            "no character by itself: leave it out"
+        ) from None
+
+
+def _total(of_ids: list[int], ids: np.ndarray) -> int:
+    """The sum of `of_ids[i]` over many ids, some at a time: they may be memory-mapped."""
+    table, starts = np.array(of_ids), range(0, len(ids), COUNTED_AT_ONCE)
+    return sum(int(table[ids[start : start + COUNTED_AT_ONCE]].sum()) for start in starts)
+
+
+def _code_points(text: str) -> np.ndarray:
+    # "surrogatepass": a prompt from the command line can hold lone surrogates; they are refused
+    # later, by name, like any other unknown character.
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")

@@ -1,0 +1,60 @@
+"""The settings of a corpus -> its token ids: what a new run trains on. No jax."""
+
+import sys
+
+from gpt_jax.config import DataConfig
+from gpt_jax.text import shards
+from gpt_jax.text.corpus import Corpus, DownloadError, load_corpus
+from gpt_jax.text.shards import Tokens
+from gpt_jax.text.tokenizer import Tokenizer
+from gpt_jax.text.tokenizer_file import make_tokenizer
+
+
+def new_tokens(data: DataConfig) -> Tokens:
+    """The corpus of a new run as token ids, with the tokenizer made for it.
+
+    Raises:
+      UserError: for a corpus or a tokenizer that cannot be read.
+    """
+    if shards.is_prepared(data.corpus):
+        return shards.load(data)
+    corpus = _load_or_play(data.corpus)
+    return encoded(corpus, _new_tokenizer(data, corpus.text))
+
+
+def encoded(corpus: Corpus, tokenizer: Tokenizer) -> Tokens:
+    """A text as token ids. Raises UserError for a character the tokenizer does not know."""
+    return Tokens(corpus.source, corpus.sha256, tokenizer, tokenizer.encode(corpus.text))
+
+
+def vocabulary_size(data: DataConfig) -> int:
+    """The number of ids a new run's tokenizer has; reads the corpus only where it makes them.
+
+    Raises:
+      UserError: as `new_tokens`.
+    """
+    if shards.is_prepared(data.corpus):
+        return shards.load(data).tokenizer.vocab_size
+    made_of_text = data.tokenizer in ("char", "bpe")
+    text = _load_or_play(data.corpus).text if made_of_text else ""
+    return _new_tokenizer(data, text).vocab_size
+
+
+def _load_or_play(source: str) -> Corpus:
+    """The corpus, or the built-in play where the download fails."""
+    try:
+        return load_corpus(source)
+    except DownloadError as error:
+        print(f"note: {error}; this run uses the built-in play", file=sys.stderr)
+        return load_corpus("builtin")
+
+
+def _new_tokenizer(data: DataConfig, text: str) -> Tokenizer:
+    """The tokenizer that the settings ask for.
+
+    BPE merges come from the training text alone. It is cut by characters here and by tokens later,
+    so the two cuts differ by some thousandths of the text.
+    """
+    if data.tokenizer == "bpe":
+        text = text[: int(len(text) * (1 - data.val_fraction))]
+    return make_tokenizer(data.tokenizer, [text], data.bpe_vocab_size)

@@ -1,0 +1,152 @@
+"""How a run begins: what its folder holds, what it starts from, and its first state."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import jax
+
+from gpt_jax.config import Config, GPTConfig
+from gpt_jax.devices import processes
+from gpt_jax.errors import UserError
+from gpt_jax.gpt2 import open_folder, read_params
+from gpt_jax.runs import Record, check_same_run, read_record, record_changes, with_recorded_choices
+from gpt_jax.runs.checkpoints import Checkpoints
+from gpt_jax.training.finish import sample_path
+from gpt_jax.training.run import Run
+from gpt_jax.training.state import TrainState, init_state, init_state_from
+
+# Settings that do not follow from given weights.
+NOT_OF_SHAPE = {"dropout", "zero_init", "matmul_dtype", "attention", "remat", "scan_layers"}
+SHAPE = [f.name for f in dataclasses.fields(GPTConfig) if f.name not in NOT_OF_SHAPE]
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """What a run's folder holds and what is to be done there.
+
+    Attributes:
+      config: with the choices made when the run began.
+      record: None for a new run.
+      changes: the differences from the record, all of them allowed.
+      init_from: the GPT-2 folder the run begins or began from; empty = random parameters.
+      is_finished: whether nothing is left to do.
+    """
+
+    config: Config
+    record: Record | None = None
+    changes: Sequence[dict[str, Any]] = ()
+    init_from: str = ""
+    is_finished: bool = False
+
+    def to_json(self) -> Any:
+        """All of it as JSON."""
+        return dataclasses.asdict(self) | {"config": self.config.to_dict()}
+
+
+def open_run(
+    config: Config, workdir: Path, resume_allow: Sequence[str] = (), init_from: str = ""
+) -> Opened:
+    """Reads a run's folder and checks that `config` can start or resume it; writes nothing.
+
+    Args:
+      resume_allow, init_from: see `loop.train`.
+
+    Raises:
+      UserError: if the configuration contradicts what is there, or a file cannot be read.
+    """
+    opened = _read_folder(config, workdir, resume_allow, init_from)
+    processes.check_same("what is to be trained", opened.to_json())
+    return opened
+
+
+@processes.on_all
+def _read_folder(
+    config: Config, workdir: Path, resume_allow: Sequence[str], init_from: str
+) -> Opened:
+    record = read_record(workdir)
+    config = configured(config, init_from, record, workdir)
+    if record is None:
+        return Opened(config, init_from=init_from)
+    config = with_recorded_choices(config, record)
+    changes = check_same_run(config, record, workdir, resume_allow)
+    is_finished = sample_path(workdir, config.train.steps).exists()
+    return Opened(config, record, changes, record.init_from, is_finished)
+
+
+def configured(config: Config, init_from: str, record: Record | None, workdir: Path) -> Config:
+    """`config` with the shape and tokenizer of the GPT-2 weights that the run begins or began from.
+
+    Settings at their default follow the weights; others must agree with them, except the
+    tokenizer, which may lie elsewhere.
+
+    Args:
+      init_from: absolute folder of the weights; empty = none given.
+      record: the record of a run to resume; the folder is then not read.
+
+    Raises:
+      UserError: for a folder that cannot be used, for settings that contradict it, or if the run
+        began from something else.
+    """
+    if record is None:
+        if not init_from:
+            return config
+        return _following(config, open_folder(Path(init_from)).config, init_from, init_from)
+    if init_from not in ("", record.init_from):
+        raise UserError(
+            f"{workdir} holds a run that began from {record.init_from or 'random parameters'}, not "
+            f"from {init_from}: leave out --init_from to resume it, or use another --workdir"
+        )
+    if not record.init_from:
+        return config
+    old = record.config
+    return _following(config, old.model, old.data.tokenizer, record.init_from)
+
+
+def _following(config: Config, shape: GPTConfig, tokenizer: str, source: str) -> Config:
+    default = Config()
+    of_weights = {name: getattr(shape, name) for name in SHAPE}
+    unlike = [
+        f"model.{name} = {given!r}, there {value!r}"
+        for name, value in of_weights.items()
+        if (given := getattr(config.model, name)) not in (value, getattr(default.model, name))
+    ]
+    if unlike:
+        raise UserError(
+            f"the configuration contradicts the weights of {source} ({'; '.join(unlike)}): leave "
+            "these settings at their defaults, and they follow the weights"
+        )
+    if config.data.tokenizer == default.data.tokenizer:
+        config = config.with_values("data", tokenizer=tokenizer)
+    return config.with_values("model", **of_weights)
+
+
+def first_state(run: Run, checkpoints: Checkpoints, opened: Opened) -> TrainState:
+    """The state of the newest intact checkpoint or, for a new run, before the first update.
+
+    Records the changed settings of a run that resumes.
+
+    Raises:
+      UserError: if no checkpoint is intact, or the run is past `train.steps` already.
+    """
+    state = checkpoints.restore_newest(run.abstract) or _new_state(run, opened.init_from)
+    step, steps = int(state.step), run.config.train.steps
+    if step > steps:
+        raise UserError(
+            f"train.steps = {steps}, but the run in {run.workdir} is at step {step} already: ask "
+            "for more steps, or start a new run with another --workdir"
+        )
+    if opened.record is not None and opened.changes:
+        _record_changes(run.workdir, opened.record, run.config, list(opened.changes), step)
+    return cast(TrainState, state)
+
+
+_record_changes = processes.on_first(record_changes)
+
+
+def _new_state(run: Run, init_from: str) -> TrainState:
+    if not init_from:
+        return jax.block_until_ready(init_state(run.config, run.abstract))
+    params = read_params(open_folder(Path(init_from)), run.abstract.params)
+    return jax.block_until_ready(init_state_from(run.config, run.abstract, params))

@@ -1,0 +1,137 @@
+"""How fast training and sampling are, beside what the machine's matrix products allow.
+
+Figures are medians; compiling and warm-up are told apart from them. A figure of one run says little
+on a machine that others share: compare ratios of runs made side by side.
+"""
+
+import dataclasses
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from gpt_jax.config import Config, GPTConfig
+from gpt_jax.devices import hardware, make_batch_layout, make_mesh, start_devices
+from gpt_jax.model import einsum, unrolled
+from gpt_jax.sampling import generate
+from gpt_jax.text.windows import train_batch
+from gpt_jax.training.plan import count_parameters, flops_per_token
+from gpt_jax.training.state import abstract_state, init_state
+from gpt_jax.training.step import jit_train_step
+
+VOCAB = 65
+WARM_UP_STEPS = 3
+GEMM_ROWS = 4096
+
+
+def train(config: Config, steps: int) -> dict[str, Any]:
+    """Times training steps on random tokens. Returns the figures by name."""
+    config, mesh = _prepared(config)
+    layout, abstract = make_batch_layout(config, mesh), abstract_state(config, mesh)
+    c, state = config.model, init_state(config, abstract)
+    step = jit_train_step(config, abstract, layout)
+    tokens = np.random.default_rng(0).integers(0, VOCAB, 100 * c.block_size + 10_000)
+
+    def one(number: int) -> None:
+        nonlocal state
+        windows = train_batch(tokens, c.block_size, config.train.batch_size, 0, number)
+        state, metrics = step(state, layout.place(windows))
+        jax.block_until_ready(metrics)
+
+    compile_s, seconds = _timed(one, steps)
+    trained = config.train.batch_size * c.block_size
+    flops = flops_per_token(c, count_parameters(abstract.params))
+    return _figures("train", config, mesh, compile_s, seconds, trained, flops)
+
+
+def sample(config: Config, num_samples: int, tokens: int) -> dict[str, Any]:
+    """Times texts of so many tokens from random parameters. Returns the figures by name."""
+    config, mesh = _prepared(config)
+    whole = NamedSharding(mesh, PartitionSpec())
+    params = init_state(config, abstract_state(config, mesh)).params
+    model, params = unrolled(config.model, jax.device_put(params, whole))
+    options = dataclasses.replace(config.sample, max_new_tokens=tokens)
+
+    def one(number: int) -> None:
+        prompt = np.zeros(1, np.int32)
+        generate(model, params, prompt, options, number, num_samples)
+
+    compile_s, seconds = _timed(one, 5)
+    seconds = [total / tokens for total in seconds]
+    config = config.with_values("model", matmul_dtype="float32")  # As texts are drawn.
+    flops = flops_per_token(model, count_parameters(params)) // 3  # The backward pass has the rest.
+    figures = _figures("sample", config, mesh, compile_s, seconds, num_samples, flops)
+    return figures | {"num_samples": num_samples}
+
+
+def gemm_gflops(config: GPTConfig, mesh: jax.sharding.Mesh) -> float:
+    """The ceiling: the best of 30 of the MLP's first product on all devices, in GFLOP/s."""
+    rows = NamedSharding(mesh, PartitionSpec(None, mesh.axis_names))
+    x = jax.device_put(jnp.ones((1, GEMM_ROWS, config.n_embd)), rows)
+    kernel = jnp.ones((config.n_embd, 4 * config.n_embd))
+    product = jax.jit(lambda x, kernel: einsum("btc,cf->btf", x, kernel, config.matmul_dtype))
+    _, seconds = _timed(lambda _: jax.block_until_ready(product(x, kernel)), 30)
+    return 2 * GEMM_ROWS * kernel.size / min(seconds) / 1e9
+
+
+def _prepared(config: Config) -> tuple[Config, jax.sharding.Mesh]:
+    devices = start_devices(config.mesh, config.train.batch_size)
+    dtype = config.model.matmul_dtype
+    dtype = hardware.best_matmul_dtype(devices[0]) if dtype == "auto" else dtype
+    config = config.with_values("model", vocab_size=VOCAB, matmul_dtype=dtype)
+    hardware.check_attention(config.model, devices[0])
+    return config, make_mesh(config.mesh, devices)
+
+
+def _timed(one: Callable[[int], None], count: int) -> tuple[float, list[float]]:
+    """Seconds of the first call, and of `count` calls after the warm-up."""
+    seconds = []
+    for number in range(WARM_UP_STEPS + count):
+        begin = time.perf_counter()
+        one(number)
+        seconds.append(time.perf_counter() - begin)
+    return seconds[0], seconds[WARM_UP_STEPS:]
+
+
+def _figures(
+    mode: str,
+    config: Config,
+    mesh: jax.sharding.Mesh,
+    compile_s: float,
+    seconds: list[float],
+    tokens: int,
+    flops: int,
+) -> dict[str, Any]:
+    """What every mode tells; `tokens` a step, `flops` a token."""
+    step_s, ceiling = statistics.median(seconds), gemm_gflops(config.model, mesh)
+    gflops = tokens * flops / step_s / 1e9
+    return {
+        "mode": mode,
+        "ms_per_step": round(1e3 * step_s, 3),
+        "tokens_per_s": round(tokens / step_s),
+        "compile_s": round(compile_s, 2),
+        "peak_rss_mb": peak_rss_mb(),
+        "dropout": config.model.dropout,
+        "matmul_dtype": config.model.matmul_dtype,
+        "gflops": round(gflops, 1),
+        "gemm_gflops": round(ceiling, 1),
+        "fraction_of_ceiling": round(gflops / ceiling, 3),
+        "devices": mesh.size,
+        "platform": mesh.devices.flat[0].platform,
+    }
+
+
+def peak_rss_mb() -> int | None:
+    """The most memory this process has had so far, in MB; None where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows.
+        return None
+    unit = 1e6 if sys.platform == "darwin" else 1e3
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit)

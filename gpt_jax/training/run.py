@@ -1,0 +1,209 @@
+"""Everything a run needs, made once: text as tokens, devices, the resolved configuration."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from gpt_jax.config import Config
+from gpt_jax.devices import BatchLayout, hardware, make_batch_layout, make_mesh, processes
+from gpt_jax.errors import UserError
+from gpt_jax.runs import Record, same_tokens, write_record
+from gpt_jax.text import (
+    CharTokenizer,
+    Tokenizer,
+    Tokens,
+    absolute_kind,
+    corpus,
+    new_tokens,
+    play,
+    vocabulary_size,
+)
+from gpt_jax.text.windows import (
+    all_windows,
+    batch_offsets,
+    evaluation_windows,
+    release,
+    split,
+    tutorial_windows,
+)
+from gpt_jax.training.state import TrainState, abstract_state
+from gpt_jax.training.step import jit_eval_step, jit_train_step, mean_loss
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run ready to train.
+
+    Attributes:
+      config: resolved, nothing left to choose.
+      train_tokens, val_tokens: ids of the text's beginning and of its held-out end.
+      layout: of a batch over the devices.
+      abstract: shapes, dtypes and shardings of the state.
+      init_from: the GPT-2 folder the run began from; empty = random parameters.
+      train_step, eval_step: jitted, see step.py.
+    """
+
+    config: Config
+    workdir: Path
+    tokenizer: Tokenizer
+    train_tokens: np.ndarray
+    val_tokens: np.ndarray
+    layout: BatchLayout
+    abstract: TrainState
+    init_from: str
+    train_step: Callable[[TrainState, jax.Array], tuple[TrainState, dict[str, jax.Array]]]
+    eval_step: Callable[[Any, jax.Array], jax.Array]
+
+    @property
+    def device(self) -> jax.Device:
+        """The first device."""
+        return self.layout.sharding.mesh.devices.flat[0]
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens that an update learns from."""
+        return self.config.train.batch_size * self.config.model.block_size
+
+    def batch(self, step: int) -> jax.Array:
+        """The batch of the update after `step` updates, on the devices: shape (A, M, W)."""
+        c = self.config
+        offsets_B = batch_offsets(
+            len(self.train_tokens), c.model.block_size, c.train.batch_size, c.train.seed, step
+        )
+        windows_NW = all_windows(self.train_tokens, c.model.block_size)
+        batch_AMW = self.layout.place(windows_NW, offsets_B)
+        release(self.train_tokens)
+        return batch_AMW
+
+    def evaluate(self, params: Any, poll: Callable[[], None] = lambda: None) -> float:
+        """Loss over all disjoint windows of the held-out text, in nats per token.
+
+        `poll` is called again and again, and may raise.
+        """
+        return self._mean_loss(evaluation_windows, params, poll)
+
+    def tutorial_estimate(self, params: Any) -> float | None:
+        """The tutorial's own estimate of it, from the first windows only, in nats per character.
+
+        None for other tokens: there is nothing to compare it with, and of a GPT-2 its 1600 windows
+        take an hour of a CPU.
+        """
+        if not isinstance(self.tokenizer, CharTokenizer):
+            return None
+        return self._mean_loss(tutorial_windows, params)
+
+    def _mean_loss(
+        self,
+        cut: Callable[[np.ndarray, int], np.ndarray],
+        params: Any,
+        poll: Callable[[], None] = lambda: None,
+    ) -> float:
+        windows_NW = cut(self.val_tokens, self.config.model.block_size)
+        return mean_loss(self.eval_step, params, windows_NW, self.layout, poll)
+
+    def bits_per_byte(self, loss: float) -> float:
+        """A held-out loss in nats per token as bits per byte of the held-out text in UTF-8."""
+        n_bytes = self.tokenizer.count_bytes(self.val_tokens)
+        return float(loss / np.log(2) * len(self.val_tokens) / n_bytes)
+
+    def source_loss(self) -> float | None:
+        """What the play's own grammar pays for its held-out text, in nats per character.
+
+        None for another corpus.
+        """
+        if self.config.data.corpus != "builtin":
+            return None
+        return play.source_loss(len(self.train_tokens))
+
+
+def prepare(
+    config: Config,
+    workdir: Path,
+    record: Record | None,
+    devices: list[jax.Device],
+    init_from: str = "",
+) -> Run:
+    """Lays out the devices, reads the text, makes all choices and, for a new run, records them.
+
+    Args:
+      workdir: the run's folder, absolute.
+      record: the record of a run to resume; None for a new run.
+      devices: the devices of the mesh, see `start_devices`.
+      init_from: the GPT-2 folder that a new run begins from; empty = random parameters.
+
+    Raises:
+      UserError: for a corpus, layout or folder that cannot be used.
+    """
+    mesh = make_mesh(config.mesh, devices)
+    layout = make_batch_layout(config, mesh)
+    tokens = _load_tokens(config, workdir, record)
+    train_tokens, val_tokens = split(tokens.ids, config.data.val_fraction, config.model.block_size)
+    resolved = resolve(config, tokens.source, tokens.tokenizer.vocab_size, layout)
+    found = [tokens.sha256, tokens.tokenizer.to_dict(), resolved.model.matmul_dtype]
+    processes.check_same("the text, or what the hardware has (model.matmul_dtype),", found)
+    if record is None:
+        requested, platform = corpus.absolute_source(config.data.corpus), devices[0].platform
+        new = Record(resolved, requested, tokens.sha256, platform, len(devices), (), init_from)
+        _write_record(workdir, new, tokens.tokenizer)
+    abstract = abstract_state(resolved, mesh)
+    return Run(
+        config=resolved,
+        workdir=workdir,
+        tokenizer=tokens.tokenizer,
+        train_tokens=train_tokens,
+        val_tokens=val_tokens,
+        layout=layout,
+        abstract=abstract,
+        init_from=init_from,
+        train_step=jit_train_step(resolved, abstract, layout),
+        eval_step=jit_eval_step(resolved, abstract, layout),
+    )
+
+
+_write_record = processes.on_first(write_record)
+
+
+@processes.on_all
+def _load_tokens(config: Config, workdir: Path, record: Record | None) -> Tokens:
+    """The corpus as ids; for a run that resumes, the one it began with."""
+    if record is None:
+        return new_tokens(config.data)
+    return same_tokens(config, record, workdir)
+
+
+def model_vocabulary_size(config: Config) -> int:
+    """The vocabulary size of a new run's model. Raises UserError as `prepare`."""
+    return config.model.vocab_size or vocabulary_size(config.data)
+
+
+def resolve(config: Config, source: str, vocab_size: int, layout: BatchLayout) -> Config:
+    """The configuration with every choice made.
+
+    Args:
+      source: where the corpus was found; vocab_size: of the tokenizer.
+
+    Raises:
+      UserError: for a vocabulary of the model that is smaller, or an attention that the devices
+        cannot compute.
+    """
+    if 0 < config.model.vocab_size < vocab_size:
+        raise UserError(
+            f"model.vocab_size = {config.model.vocab_size}, but the tokenizer has {vocab_size} "
+            "tokens: leave it at 0, or give a larger number for tables padded to it"
+        )
+    mesh, dtype = layout.sharding.mesh, config.model.matmul_dtype
+    device = mesh.devices.flat[0]
+    if dtype == "auto":
+        dtype = hardware.best_matmul_dtype(device)
+    cpu_devices = mesh.local_mesh.size if device.platform == "cpu" else 0
+    padded = max(config.model.vocab_size, vocab_size)
+    config = config.with_values("model", vocab_size=padded, matmul_dtype=dtype)
+    hardware.check_attention(config.model, device)
+    kind = absolute_kind(config.data.tokenizer)
+    config = config.with_values("data", corpus=source, tokenizer=kind)
+    config = config.with_values("train", microbatch_size=layout.rows_per_device)
+    return config.with_values("mesh", cpu_devices=cpu_devices, data=mesh.shape["data"])

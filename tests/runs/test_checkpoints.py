@@ -1,0 +1,135 @@
+"""Saving and restoring: every bit, on other meshes too; what is kept; what cannot be restored."""
+
+import math
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from steps import target
+
+from gpt_jax.devices.device_count import start_devices
+from gpt_jax.errors import UserError
+from gpt_jax.runs.checkpoint_list import Saved
+from gpt_jax.runs.checkpoints import Checkpoints
+from gpt_jax.training.state import abstract_state, init_state
+
+
+def abstract_on(config, **mesh):
+    config = config.with_values("mesh", **mesh)
+    devices = start_devices(config.mesh, config.train.batch_size)
+    return abstract_state(config, mesh.make_mesh(config.mesh, devices))
+
+
+def bits(state):
+    return jax.tree.map(np.asarray, state.replace(key=jax.random.key_data(state.key)))
+
+
+@pytest.mark.parametrize("mesh", [{}, {"cpu_devices": 4, "fsdp": 2, "tensor": 2}], ids=str)
+def test_every_bit_comes_back_also_on_another_mesh(small, tmp_path, mesh):
+    abstract = abstract_on(small)
+    state = init_state(small, abstract)
+    with Checkpoints.for_training(tmp_path) as checkpoints:
+        checkpoints.save(3, state, 1.5)
+    target = abstract_on(small, **mesh)
+    with Checkpoints.for_training(tmp_path) as checkpoints:
+        restored = checkpoints.restore(3, target)
+    jax.tree.map(np.testing.assert_array_equal, bits(restored), bits(state))
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
+    for leaf, wanted in zip(jax.tree.leaves(restored), jax.tree.leaves(target), strict=True):
+        assert leaf.sharding.is_equivalent_to(wanted.sharding, leaf.ndim)
+
+
+STATE = {"w": jnp.arange(3.0)}
+
+
+def saved(folder, losses):
+    with Checkpoints.for_training(folder) as checkpoints:
+        for step, loss in enumerate(losses, start=1):
+            checkpoints.save(step, STATE, loss)
+        return checkpoints.all()
+
+
+@pytest.mark.parametrize(
+    ("losses", "kept"),
+    [
+        ([3.0, 2.0, 2.5, 2.2], [2, 4]),
+        ([3.0, 2.0, 1.0], [3]),
+        ([1.0, math.nan, 2.0], [1, 3]),
+        ([2.0, None, math.inf, None], [1, 4]),
+        ([None, None], [2]),
+    ],
+)
+def test_newest_and_best_are_kept(tmp_path, losses, kept):
+    assert [one.step for one in saved(tmp_path, losses) if math.isfinite(one.val_loss)] == [
+        step for step in kept if losses[step - 1] is not None
+    ]
+    assert [int(path.name) for path in sorted(tmp_path.iterdir())] == kept
+
+
+def test_the_best_is_kept_by_a_resumed_run_too(tmp_path):
+    saved(tmp_path, [3.0, 1.0, math.nan])
+    with Checkpoints.for_training(tmp_path) as checkpoints:
+        assert checkpoints.find("best") == Saved(2, 1.0)
+        checkpoints.save(4, STATE, 2.0)
+        checkpoints.save(5, STATE, None)
+        assert [one.step for one in checkpoints.all()] == [2, 5]
+
+
+def test_a_loss_that_is_measured_later_counts(tmp_path):
+    saved(tmp_path, [2.0, None])
+    with Checkpoints.for_training(tmp_path) as checkpoints:
+        checkpoints.add_loss(2, 1.0)
+        assert checkpoints.find("best") == Saved(2, 1.0)
+        checkpoints.save(3, STATE, 3.0)
+        assert [one.step for one in checkpoints.all()] == [2, 3]
+
+
+def test_find_by_name_and_number(tmp_path):
+    saved(tmp_path / "run with space", [3.0, 2.0, 2.5])
+    with Checkpoints.for_training(tmp_path / "run with space") as checkpoints:
+        assert checkpoints.find("best") == Saved(2, 2.0)
+        assert checkpoints.find("latest") == checkpoints.find("3") == Saved(3, 2.5)
+        assert checkpoints.latest_step == 3
+        with pytest.raises(UserError, match="no step '1': choose best, latest or one of 2, 3"):
+            checkpoints.find("1")
+
+
+def test_an_empty_folder_has_no_checkpoint(tmp_path):
+    with Checkpoints.for_training(tmp_path / "new") as checkpoints:
+        assert checkpoints.latest_step == 0
+        with pytest.raises(UserError, match="no checkpoint: train first"):
+            checkpoints.find("best")
+
+
+def test_relative_folders_work(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert saved_in_relative_folder() == 1
+
+
+def saved_in_relative_folder():
+    from pathlib import Path
+
+    saved(Path("relative"), [1.0])
+    with Checkpoints.for_training(Path("relative")) as checkpoints:
+        return checkpoints.latest_step
+
+
+def test_another_shape_is_refused(tmp_path):
+    saved(tmp_path, [1.0])
+    with (
+        Checkpoints.for_training(tmp_path) as checkpoints,
+        pytest.raises(UserError, match=r"\(3,\) float32 there and \(4,\) float32 here"),
+    ):
+        checkpoints.restore(1, target((4,)))
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    saved(tmp_path, [1.0])
+    shutil.rmtree(tmp_path / "1" / "state" / "d")
+    with (
+        Checkpoints.for_training(tmp_path) as checkpoints,
+        pytest.raises(UserError, match=r"/1 cannot be restored"),
+    ):
+        checkpoints.restore(1, target((3,)))

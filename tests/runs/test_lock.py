@@ -1,0 +1,106 @@
+"""One writer per run: the second is told who the first is; the lock dies with its holder."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from gpt_jax.errors import UserError
+from gpt_jax.runs import lock
+from gpt_jax.runs.lock import one_writer
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from gpt_jax.lock import one_writer
+with one_writer(Path(sys.argv[1])):
+    (Path(sys.argv[1]) / "config.json").write_text("{}")
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Another process that holds the run."""
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path / "run")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+def test_a_second_writer_is_told_who_the_first_is(tmp_path, holder):
+    expected = rf"run is in use by process {holder.pid} on .+, started \d{{4}}-\d\d-\d\d"
+    expected += ".*: wait for it, stop it, or use another folder"  # Not all have --workdir.
+    with pytest.raises(UserError, match=expected), one_writer(tmp_path / "run"):
+        raise AssertionError("two writers")
+
+
+def test_the_lock_dies_with_a_killed_holder(tmp_path, holder):
+    holder.kill()
+    holder.wait()
+    with one_writer(tmp_path / "run"):
+        pass
+
+
+def test_a_second_trainer_loads_nothing_heavy(tmp_path, holder, monkeypatch, capsys):
+    import train
+
+    monkeypatch.setattr(train, "train", None)
+    assert train.main(["train.py", f"--workdir={tmp_path / 'run'}"]) == 2
+    assert re.match(r"error: .*run is in use by process \d+", capsys.readouterr().err)
+
+
+def test_a_folder_that_stays_empty_is_removed_and_another_kept(tmp_path):
+    with one_writer(tmp_path / "new"):
+        assert (tmp_path / "new" / ".lock").exists()
+    assert not (tmp_path / "new").exists()
+    with one_writer(tmp_path / "run"):
+        (tmp_path / "run" / "config.json").touch()
+    assert (tmp_path / "run" / "config.json").exists()
+
+
+def test_a_lock_that_was_removed_meanwhile_does_not_count(tmp_path, monkeypatch):
+    flock = lock.fcntl.flock
+
+    def remove_and_lock(file, how):
+        os.unlink(file.name)
+        flock(file, how)
+
+    monkeypatch.setattr(lock.fcntl, "flock", remove_and_lock)
+    with pytest.raises(UserError, match="in use by another process"), one_writer(tmp_path / "run"):
+        raise AssertionError("locked what nobody else sees")
+
+
+def test_a_platform_without_locks_says_so_and_trains(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(lock, "fcntl", None)
+    with one_writer(tmp_path / "run"):
+        pass
+    assert capsys.readouterr().err.count("note: no file locks here") == 1
+
+
+def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be written"), one_writer(tmp_path / "file" / "run"):
+        raise AssertionError("no folder")
+
+
+def test_a_lock_that_is_a_link_is_refused(tmp_path):
+    """It would be written through: a run that somebody made can say where."""
+    outside = tmp_path / "outside"
+    outside.write_text("precious")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").symlink_to(outside)
+    with (
+        pytest.raises(UserError, match=r"\.lock is a link: remove it"),
+        one_writer(tmp_path / "run"),
+    ):
+        pass
+    assert outside.read_text() == "precious"

@@ -1,0 +1,95 @@
+"""evaluate.py: the figures of the log again, all digits as JSON, and what it refuses."""
+
+import json
+import math
+import re
+import shutil
+
+import evaluate
+import pytest
+
+from gpt_jax.text import corpus, play
+from gpt_jax.training import loop
+from gpt_jax.training.log import read_metrics
+
+
+@pytest.fixture
+def run(trained, capsys):
+    def call(*flags, workdir=trained):
+        status = evaluate.main(["scripts/evaluate.py", f"--workdir={workdir}", *flags])
+        return status, *capsys.readouterr()
+
+    return call
+
+
+def test_json_has_the_losses_of_the_log(run, trained):
+    log = {
+        entry["step"]: entry.get("val/loss") for entry in read_metrics(trained / "metrics.jsonl")
+    }
+    for step, flags in ((200, []), (200, ["--step=latest"]), (100, ["--step=best"])):
+        status, out, err = run("--json", *flags)
+        assert err == f"{trained}, step {step}\n"
+        found = json.loads(out)
+        assert (status, found["step"]) == (0, step)
+        # Another layout over devices sums in another order.
+        assert found["loss"] == pytest.approx(log[step], rel=1e-6)
+        assert found["perplexity"] == pytest.approx(math.exp(found["loss"]))
+        assert found["bits_per_byte"] == pytest.approx(found["loss"] / math.log(2))  # ASCII
+        assert found["tokens"] == 124 * 16
+        assert found["source_loss"] is None
+        assert 0 < found["tutorial_estimate"] < math.log(99)
+
+
+def test_a_person_gets_a_table(run, trained):
+    _, out, _ = run()
+    loss = json.loads(run("--json")[1])["loss"]
+    assert re.search(rf"step 200, held-out part of {trained.parent.parent}/corpus\.txt", out)
+    assert re.search(rf"loss +{loss:.4f} +nats per token, over 1,984 tokens", out)
+    assert re.search(r"bits per byte +\d\.\d{4}.*\n +perplexity +\d+\.\d{4}", out)
+    assert "source's own loss" not in out
+
+
+def test_the_play_knows_what_its_own_grammar_pays(small, tmp_path, run):
+    config = small.with_values("model", vocab_size=0, block_size=64)
+    config = config.with_values("data", corpus="builtin").with_values("train", steps=2)
+    loop.train(config, tmp_path / "run")
+    status, out, _ = run("--json", workdir=tmp_path / "run")
+    first = int(len(corpus.load_corpus("builtin").text) * 0.9)
+    assert status == 0
+    assert json.loads(out.splitlines()[-1])["source_loss"] == play.source_loss(first)
+    assert "source's own loss" in run(workdir=tmp_path / "run")[1]
+
+
+def test_a_corpus_that_is_gone_or_another_is_named(trained, tmp_path, run):
+    copy = shutil.copytree(trained, tmp_path / "run")
+    text = tmp_path / "corpus.txt"
+    record = (copy / "config.json").read_text(encoding="utf-8")
+    original = str(trained.parent.parent / "corpus.txt")
+    (copy / "config.json").write_text(record.replace(original, str(text)), encoding="utf-8")
+    status, out, err = run(workdir=copy)
+    assert (status, out) == (2, "")
+    assert re.fullmatch(r"error: data\.corpus = .*corpus\.txt' names no text .*\n", err)
+    text.write_text("another text " * 1000, encoding="utf-8")
+    assert re.fullmatch(r"error: the text at .* has changed .*\n", run(workdir=copy)[2])
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--step=7"], "no step '7': choose best, latest or one of"),
+        (["--jason"], "jason.*json"),
+        (["runs/tiny"], "'runs/tiny' is not a flag"),
+    ],
+)
+def test_bad_input_gets_one_sentence_and_status_2(run, flags, words):
+    status, out, err = run(*flags)
+    assert (status, out) == (2, "")
+    assert re.fullmatch(r"error: [^\n]+\n", err), err
+    assert re.search(words, err)
+
+
+def test_a_folder_without_a_run_or_a_checkpoint_is_named(run, tmp_path, trained):
+    assert re.fullmatch(r"error: .*nothing holds no run .*\n", run(workdir=tmp_path / "nothing")[2])
+    copy = shutil.copytree(trained, tmp_path / "run")
+    shutil.rmtree(copy / "checkpoints")
+    assert re.fullmatch(r"error: .* holds no checkpoint: train first.*\n", run(workdir=copy)[2])

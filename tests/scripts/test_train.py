@@ -1,0 +1,210 @@
+"""The command line: what works, and one sentence with status 2 for what cannot."""
+
+import errno
+import re
+import shlex
+import signal
+import sys
+
+import pytest
+import train
+from support import ROOT
+
+import gpt_jax
+from gpt_jax.config.config import SECTIONS
+from gpt_jax.config.table import section_rows
+from gpt_jax.training import loop
+
+SMALL = [
+    "--config.model.block_size=16",
+    "--config.model.n_layer=1",
+    "--config.model.n_embd=16",
+    "--config.train.steps=2",
+    "--config.train.batch_size=2",
+    "--config.optimizer.warmup_steps=1",
+    "--config.mesh.cpu_devices=1",
+    "--config.sample.max_new_tokens=5",
+]
+
+
+def run(*flags):
+    return train.main(["scripts/train.py", f"--config={ROOT / 'configs' / 'tiny.py'}", *flags])
+
+
+@pytest.fixture
+def no_training(monkeypatch):
+    """Fails a test in which a command that should be refused begins to train."""
+    monkeypatch.setattr(loop, "run_steps", lambda *args: pytest.fail("it trains"))
+
+
+def test_a_run_and_then_the_command_for_a_new_one(tmp_path, text_file, capsys):
+    flags = [*SMALL, f"--config.data.corpus={text_file}", f"--workdir={tmp_path / 'run'}"]
+    assert run(*flags) == 0
+    capsys.readouterr()
+    assert run(*flags) == 0
+    out = capsys.readouterr().out
+    assert "is finished: 2 steps" in out
+    assert f"--workdir={tmp_path / 'run-2'}" in out
+    assert out.count("--workdir") == 1
+
+
+def test_help_names_the_flags_and_the_command(capsys):
+    assert train.main(["scripts/train.py", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert "python scripts/train.py --config=configs/tiny.py" in out
+    assert "--workdir" in out
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--config.model.n_layers=3"], "n_layers.*n_layer"),
+        (["--config.modle.n_layer=3"], "modle.*model"),
+        (["--config.steps=3"], "config.steps does not exist: did you mean train.steps"),
+        (["--config.sample=3"], "config.sample is a group of settings"),
+        (["--config.model.n_layer=x"], "n_layer.*x"),
+        (["--config.model.n_layer=2.5"], "n_layer.*2.5"),
+        (["--config.model.n_head=3"], "n_embd = 128.*n_head = 3"),
+        (["--config.model.n_layer=0"], r"model\.n_layer = 0"),
+        (["--config.train.batch_size=-4"], r"train\.batch_size = -4"),
+        (["--config.model.dropout=1"], r"model\.dropout = 1\.0"),
+        (["--config.model.dropout=-0.1"], r"model\.dropout = -0\.1"),
+        (["--config.optimizer.learning_rate=nan"], "learning_rate = nan"),
+        (["--config.optimizer.b2=inf"], "b2 = inf"),
+        (["--config.sample.top_p=0"], r"sample\.top_p = 0\.0"),
+        (["--config.train.steps=50"], "warmup_steps"),
+        (["--config.data.corpus=/nothing.txt"], "/nothing.txt"),
+        (["--workdri=x"], "workdri.*workdir"),
+        (["train"], "'train' is not a flag"),
+        (["--config.mesh.cpu_devices=99"], r"mesh\.cpu_devices = 99"),
+        (["--init_from=/no/gpt2"], r"/no/gpt2/config.json cannot be read"),
+        (["--init_from=/no/gpt2", "--plan"], r"/no/gpt2/config.json cannot be read"),
+        (["--plan", "--distributed"], "--plan needs no other process"),
+    ],
+)
+def test_bad_input_gets_one_sentence_and_status_2(flags, words, capsys, tmp_path, no_training):
+    assert run(f"--workdir={tmp_path / 'run'}", *flags) == 2
+    out, err = capsys.readouterr()
+    assert re.fullmatch(r"error: [^\n]+\n", err), err
+    assert re.search(words, err)
+    assert "Traceback" not in err + out
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",  # There is no such file.
+        "import nothing_such",
+        "1/0",
+        "def get_config(:",
+        "x = 1",
+        "def get_config(): return 3",
+        "def get_config(n): return 3",
+        "from gpt_jax.config import *\nget_config = lambda: default_config().model.n_layers",
+    ],
+)
+def test_a_broken_config_file_is_named(content, tmp_path, capsys, no_training):
+    path = tmp_path / "mine.py"
+    if content:
+        path.write_text(content)
+    for words in ([f"--config={path}"], ["--config", str(path)]):
+        assert train.main(["scripts/train.py", *words]) == 2
+        err = capsys.readouterr().err
+        assert re.fullmatch(r"error: [^\n]+\n", err), err
+        assert "mine.py" in err or "get_config() returned" in err
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "is empty: give a text"),
+        (b"to be", r"has 5 tokens, but a window .* give 171 tokens .*characters.* or more"),
+        (b"good" * 99 + b"\xff" + b"text", "is not UTF-8: byte 0xff at offset 396"),
+    ],
+)
+def test_a_text_that_cannot_be_trained_on_is_named(content, words, capsys, tmp_path, no_training):
+    path = tmp_path / "my.txt"
+    path.write_bytes(content)
+    flags = [*SMALL, f"--config.data.corpus={path}", f"--workdir={tmp_path / 'run'}"]
+    assert run(*flags) == 2
+    err = capsys.readouterr().err
+    assert re.fullmatch(r"error: [^\n]+\n", err), err
+    assert re.search(words, err)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, text_file, capsys, monkeypatch):
+    flags = [*SMALL, f"--config.data.corpus={text_file}"]
+    (tmp_path / "file").write_text("")
+    assert run(*flags, f"--workdir={tmp_path / 'file' / 'run'}") == 2
+    assert re.fullmatch(r"error: .*file/run.*Not a directory.*\n", capsys.readouterr().err)
+
+    def read_only(*args, **kwargs):
+        raise PermissionError(errno.EACCES, "Permission denied", "runs/tiny/metrics.part")
+
+    monkeypatch.setattr(loop, "Monitor", read_only)
+    assert run(*flags, f"--workdir={tmp_path / 'run'}") == 2
+    err = capsys.readouterr().err
+    assert re.fullmatch(r"error: runs/tiny/metrics.part .*Permission denied.*\n", err)
+
+
+def test_tensorboard_without_its_package_is_refused_at_once(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    assert run("--tensorboard", f"--workdir={tmp_path / 'run'}") == 2
+    assert 'pip install -e ".[tensorboard]"' in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_tensorboard_gets_its_files(tmp_path, text_file, capsys):
+    flags = [*SMALL, f"--config.data.corpus={text_file}", f"--workdir={tmp_path / 'run'}"]
+    assert run(*flags, "--tensorboard") == 0
+    assert len(list((tmp_path / "run" / "tensorboard").glob("events.*"))) == 1
+
+
+def test_help_config_shows_every_setting(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run("--help_config") == 0
+    out = capsys.readouterr().out
+    for section in SECTIONS:
+        for row in section_rows(section):
+            assert re.search(r"\s+".join(map(re.escape, filter(None, row))), out), row
+
+
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_says_how_to_go_on(tmp_path, monkeypatch, capsys, signum, status):
+    before = signal.getsignal(signum)
+
+    def interrupted(config, workdir, tensorboard, resume_allow, asked, init_from):
+        signal.raise_signal(signum)
+        asked.check()
+
+    monkeypatch.setattr(loop, "train", interrupted)
+    assert run(f"--workdir={tmp_path / 'run'}") == status
+    assert f"stopped by {signum.name}: the same command goes on" in capsys.readouterr().err
+    assert signal.getsignal(signum) == before
+
+
+@pytest.mark.parametrize(
+    ("config_file", "workdir"),
+    [
+        ("configs/tiny.py", "runs/tiny"),
+        ("/a b/gpt2.py:small", "runs/gpt2-small"),
+        ("/a b/gpt2", "runs/gpt2"),
+    ],
+)
+def test_the_run_is_named_after_its_recipe_or_weights(config_file, workdir):
+    assert str(train.default_workdir(config_file)) == workdir
+
+
+def test_the_new_folder_does_not_exist_yet(tmp_path):
+    (tmp_path / "run-2").mkdir()
+    for words in (["--workdir=x", "--a=b"], ["--workdir", "x", "--a=b"]):
+        command = train.new_run_command(["scripts/train.py", *words], tmp_path / "run")
+        expected = [sys.executable, "scripts/train.py", "--a=b", f"--workdir={tmp_path / 'run-3'}"]
+        assert shlex.split(command) == expected
+
+
+def test_the_changelog_has_this_version():
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert f"## {gpt_jax.__version__} " in changelog

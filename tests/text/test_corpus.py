@@ -1,0 +1,211 @@
+"""Where text comes from: files, folders, globs, the play, and a download from a local server."""
+
+import functools
+import hashlib
+import http.server
+import threading
+
+import pytest
+
+from gpt_jax import files
+from gpt_jax.errors import UserError
+from gpt_jax.runs.record import Record
+from gpt_jax.text import corpus, play
+from gpt_jax.training import run
+
+CONTENT = b"First Citizen:\nThis stands for Tiny Shakespeare.\n"
+
+
+def test_the_play_is_a_corpus():
+    loaded = corpus.load_corpus("builtin")
+    assert loaded.source == "builtin"
+    assert loaded.text == play.write()
+    assert loaded.sha256 == hashlib.sha256(loaded.text.encode()).hexdigest()
+
+
+def test_a_file_keeps_its_line_ends_and_loses_its_mark(tmp_path):
+    path = tmp_path / "with space.txt"
+    path.write_bytes(b"\xef\xbb\xbf\xc3\x84rger\r\n\xe6\x9d\xb1")
+    loaded = corpus.load_corpus(str(path))
+    assert loaded.text == "Ärger\r\n東"
+    assert loaded.source == str(path)
+
+
+def test_a_relative_path_is_recorded_as_absolute(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("text")
+    monkeypatch.chdir(tmp_path)
+    assert corpus.load_corpus("a.txt").source == str(tmp_path / "a.txt")
+
+
+def test_a_folder_and_a_glob_are_read_in_the_order_of_names(tmp_path):
+    (tmp_path / "sub").mkdir()
+    for name, text in (("b.txt", "B"), ("a.txt", "A"), ("sub/c.txt", "C"), ("d.md", "D")):
+        (tmp_path / name).write_text(text)
+    assert corpus.load_corpus(str(tmp_path)).text == "A\nB\nC"
+    assert corpus.load_corpus(str(tmp_path / "*.*")).text == "A\nB\nD"
+    assert corpus.load_corpus(str(tmp_path / "**" / "*.txt")).text == "A\nB\nC"
+
+
+@pytest.mark.parametrize("block", [1, 2, 5, 100])
+def test_a_text_comes_in_blocks_from_any_character_on(tmp_path, monkeypatch, block):
+    monkeypatch.setattr(corpus, "BLOCK_BYTES", block)
+    contents = ["a東b", "", "\ufeff\U0001f600é", "\ufeff", "end"]
+    files = [tmp_path / str(number) for number in range(5)]
+    for path, content in zip(files, contents, strict=True):
+        path.write_text(content, encoding="utf-8")
+    text = "a東b\n\n\U0001f600é\n\nend"
+    for place in range(len(text) + 1):
+        left = "".join(corpus.text_blocks(files, len(text[:place].encode())))
+        assert left == text[place:]
+
+
+FILES = "tinyshakespeare, builtin, an existing file"
+FOLDER = "a folder with"
+
+
+@pytest.mark.parametrize(
+    ("source", "wanted"), [("nothing.txt", FILES), ("*.txt", FILES), (".", FOLDER)]
+)
+def test_a_source_without_text_is_named(source, wanted, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=rf"data\.corpus = .* names no text .*: give {wanted}"):
+        corpus.load_corpus(source)
+
+
+def test_an_empty_file_is_refused(tmp_path):
+    (tmp_path / "a.txt").write_text("")
+    with pytest.raises(UserError, match="is empty"):
+        corpus.load_corpus(str(tmp_path / "a.txt"))
+
+
+@pytest.mark.parametrize("block", [1, 3, 100])
+@pytest.mark.parametrize(
+    ("content", "place"),
+    [
+        (b"ab\xff", "0xff at offset 2"),
+        (b"\xef\xbb\xbfab\xff", "0xff at offset 5"),
+        (b"ab\xe6\x9d", "0xe6 at offset 2"),
+        (b"abc\xe6\x9dabc", "0xe6 at offset 3"),
+    ],
+)
+def test_bytes_that_are_not_utf8_are_located(content, place, block, tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus, "BLOCK_BYTES", block)
+    (tmp_path / "a.txt").write_bytes(content)
+    with pytest.raises(UserError, match=rf"a\.txt is not UTF-8: byte {place} begins"):
+        corpus.load_corpus(str(tmp_path / "a.txt"))
+
+
+def test_the_cache_folder_can_be_chosen(tmp_path, monkeypatch):
+    monkeypatch.setenv("GPT_JAX_CACHE", str(tmp_path / "mine"))
+    assert files.cache_folder() == tmp_path / "mine"
+    monkeypatch.delenv("GPT_JAX_CACHE")
+    assert files.cache_folder().name == "gpt_jax"
+
+
+class Server(http.server.BaseHTTPRequestHandler):
+    """Answers each request with the next of `answers`: a status and a body.
+
+    A third thing is called after the body, and more than the body was promised.
+    """
+
+    def __init__(self, answers, *args):
+        self.answers = answers
+        super().__init__(*args)
+
+    def do_GET(self):
+        status, body, *more = self.answers.pop(0)
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body) + len(more)))
+        self.end_headers()
+        self.wfile.write(body)
+        if more:
+            self.wfile.flush()
+            more[0]()
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def serve(monkeypatch):
+    """Makes a local server Tiny Shakespeare's home; no pause between attempts."""
+    monkeypatch.setattr(corpus, "TINY_SHAKESPEARE_SHA256", hashlib.sha256(CONTENT).hexdigest())
+    monkeypatch.setattr(corpus.time, "sleep", lambda seconds: None)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    servers = []
+
+    def start(answers):
+        handler = functools.partial(Server, answers)
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        servers.append(server)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/input.txt"
+        monkeypatch.setattr(corpus, "TINY_SHAKESPEARE_URL", url)
+        return answers
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_download_is_checked_kept_and_not_repeated(serve):
+    left = serve([(200, CONTENT), (500, b"")])
+    for _ in range(2):
+        assert corpus.load_corpus("tinyshakespeare").text == CONTENT.decode()
+    assert len(left) == 1
+    assert [path.name for path in files.cache_folder().iterdir()] == ["tinyshakespeare.txt"]
+
+
+@pytest.mark.parametrize("bad", [(500, b""), (200, b"something else"), (200, CONTENT[:-1])])
+def test_a_failed_download_is_tried_again(serve, bad):
+    serve([bad, bad, (200, CONTENT)])
+    assert corpus.load_corpus("tinyshakespeare").text == CONTENT.decode()
+
+
+@pytest.fixture
+def stall(monkeypatch):
+    """Holds a connection until the test is over; nobody waits for long."""
+    monkeypatch.setattr(corpus, "TIMEOUT_SECONDS", 0.1)
+    over = threading.Event()
+    yield over.wait
+    over.set()
+
+
+def test_a_download_that_stalls_or_breaks_off_is_tried_again(serve, stall):
+    serve([(200, CONTENT[:9], stall), (200, CONTENT[:9], lambda: None), (200, CONTENT)])
+    assert corpus.load_corpus("tinyshakespeare").text == CONTENT.decode()
+    assert [path.name for path in files.cache_folder().iterdir()] == ["tinyshakespeare.txt"]
+
+
+def test_a_new_run_whose_download_fails_takes_the_play_and_nothing_is_kept(
+    serve, stall, small, capsys
+):
+    bad = [(200, CONTENT[:9], stall), (200, CONTENT[:9], lambda: None), (200, b"something else")]
+    left = serve([*bad, *bad])
+    config = small.with_values("data", corpus="tinyshakespeare")
+    assert run._load_text(config, None).text == play.write()
+    assert capsys.readouterr().err.count("this run uses the built-in play") == 1
+    assert not files.cache_folder().exists()
+    assert len(left) == 3
+    record = Record(config, "tinyshakespeare", "ab", "cpu", 1)
+    with pytest.raises(corpus.DownloadError, match="cannot be downloaded"):  # It has its text.
+        run._load_text(config, record)
+    assert not files.cache_folder().exists()
+
+
+def test_after_three_failures_there_is_one_sentence_and_no_cache(serve):
+    left = serve([(404, b"")] * 4)
+    with pytest.raises(corpus.DownloadError, match=r"cannot be downloaded.*corpus=builtin"):
+        corpus.load_corpus("tinyshakespeare")
+    assert len(left) == 1
+    assert not files.cache_folder().exists()
+
+
+def test_a_corrupt_cache_is_fetched_again(serve):
+    serve([(200, CONTENT)])
+    path = files.cache_folder() / "tinyshakespeare.txt"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(CONTENT[:10])
+    assert corpus.load_corpus("tinyshakespeare").text == CONTENT.decode()
+    assert path.read_bytes() == CONTENT

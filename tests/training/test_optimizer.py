@@ -1,0 +1,183 @@
+"""Schedules at their corners, the decay mask as a whole, one update against NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+
+from gpt_jax.config.config import Config
+from gpt_jax.model.gpt import GPT
+from gpt_jax.training.optimizer import groups, is_decayed, make_optimizer, make_schedule
+
+
+def schedule(**values):
+    values = {"learning_rate": 1.0, "min_learning_rate": 0.1, "warmup_steps": 10} | values
+    config = Config().with_values("optimizer", **values).with_values("train", steps=110)
+    return make_schedule(config)
+
+
+def test_cosine_at_its_corners():
+    rate = schedule(schedule="cosine")
+    assert rate(0) == pytest.approx(0.1)
+    assert rate(4) == pytest.approx(0.5)
+    assert rate(9) == pytest.approx(1.0)
+    assert rate(10) == pytest.approx(1.0)
+    assert rate(60) == pytest.approx(0.55)
+    assert rate(110) == pytest.approx(0.1)
+    assert rate(1000) == pytest.approx(0.1)
+
+
+def test_a_line_reaches_the_minimum_at_the_last_step():
+    rate = schedule(schedule="linear")
+    assert [float(rate(n)) for n in (9, 10, 60, 110, 1000)] == pytest.approx([1, 1, 0.55, 0.1, 0.1])
+
+
+def test_stable_falls_at_its_end_only():
+    """Half of 110 steps: from step 55 on."""
+    rate = schedule(schedule="stable", decay_fraction=0.5)
+    expected = [1, 1, 1, 0.55, 0.1]
+    assert [float(rate(n)) for n in (9, 40, 55, 82.5, 110)] == pytest.approx(expected)
+
+
+def test_a_decay_longer_than_what_is_left_takes_all_of_it():
+    rate, line = schedule(schedule="stable", decay_fraction=1.0), schedule(schedule="linear")
+    assert [rate(n) for n in range(111)] == [line(n) for n in range(111)]
+
+
+def test_constant_stays():
+    rate = schedule(schedule="constant")
+    assert [float(rate(n)) for n in (9, 10, 109)] == pytest.approx([1, 1, 1])
+
+
+@pytest.mark.parametrize("warmup_steps", [0, 1])
+def test_without_warmup_the_first_update_has_the_peak(warmup_steps):
+    assert schedule(warmup_steps=warmup_steps)(0) == pytest.approx(1.0)
+
+
+def test_a_warmup_as_long_as_the_run_is_allowed():
+    assert schedule(warmup_steps=110)(109) == pytest.approx(1.0)
+
+
+def test_decay_takes_matrices_and_tables_and_nothing_else(small):
+    c = small.with_values("model", n_layer=1, qkv_bias=True).model
+    boxed = GPT(c).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    for params in (boxed, nn.unbox(boxed)):
+        flat = jax.tree_util.tree_flatten_with_path(nn.unbox(is_decayed(params)))[0]
+        mask = {"/".join(k.key for k in path if hasattr(k, "key")): leaf for path, leaf in flat}
+        decayed = {name for name, leaf in mask.items() if leaf}
+        assert decayed == {
+            "wte/embedding",
+            "wpe/embedding",
+            "h_0/attn/q/kernel",
+            "h_0/attn/k/kernel",
+            "h_0/attn/v/kernel",
+            "h_0/attn/c_proj/kernel",
+            "h_0/mlp/c_fc/kernel",
+            "h_0/mlp/c_proj/kernel",
+            "lm_head/kernel",
+        }
+        assert len(mask) == 21
+
+
+def paths_of(tree):
+    flat = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {"/".join(k.key for k in path if hasattr(k, "key")): leaf for path, leaf in flat}
+
+
+def test_every_parameter_is_in_one_group_and_only_matrices_of_blocks_are_muons(small):
+    """As a whole tree, and by the state that the optimizer really keeps."""
+    values = {"qkv_bias": True, "activation": "swiglu", "qk_norm": True}
+    config = small.with_values("model", **values).with_values("optimizer", name="muon")
+    boxed = GPT(config.model).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    params = nn.unbox(boxed)
+    matrices = {
+        *(f"h_0/attn/{name}/kernel" for name in ("q", "k", "v", "c_proj")),
+        *(f"h_0/mlp/{name}/kernel" for name in ("c_fc", "c_gate", "c_proj")),
+    }
+    for tree in (boxed, params):
+        found = {name for name, group in paths_of(groups(tree)).items() if group == "matrix"}
+        assert found == matrices
+    inner = make_optimizer(config).init(params)[1].inner_states
+    kept = {name: paths_of(inner[name].inner_state[0].mu) for name in ("matrix", "other")}
+    assert kept["matrix"].keys() == matrices
+    assert kept["other"].keys() == paths_of(params).keys() - matrices
+
+
+def test_muon_moves_every_direction_of_a_matrix_as_far(small):
+    """Orthogonal up to the 30 % that Jordan's five iterations leave; wide ones are scaled up."""
+    values = {"name": "muon", "warmup_steps": 0, "grad_clip": 0.0, "matrix_learning_rate": 0.1}
+    config = small.with_values("optimizer", **values)
+    params = nn.unbox(GPT(config.model).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32)))
+    keys = iter(jax.random.split(jax.random.key(1), 99))
+    params = params["params"]
+    grads = jax.tree.map(lambda p: jax.random.normal(next(keys), p.shape), params)
+    optimizer = make_optimizer(config)
+    updates = optimizer.update(grads, optimizer.init(params), params)[0]["h_0"]
+    for path, shape, scale in (
+        (("attn", "q"), (16, 16), 1.0),
+        (("attn", "c_proj"), (16, 16), 1.0),
+        (("mlp", "c_fc"), (16, 64), 2.0),
+        (("mlp", "c_proj"), (64, 16), 1.0),
+    ):
+        matrix = updates[path[0]][path[1]]["kernel"].reshape(shape)
+        sizes = np.linalg.svd(matrix, compute_uv=False) / (0.1 * scale)
+        assert sizes.min() > 0.5, path
+        assert sizes.max() < 1.3, path
+
+
+def test_muon_decays_matrices_and_its_adam_the_tables(small):
+    values = {"name": "muon", "warmup_steps": 0, "weight_decay": 0.5, "learning_rate": 0.01}
+    config = small.with_values("optimizer", **values, matrix_learning_rate=0.1)
+    params = nn.unbox(GPT(config.model).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32)))
+    params = jax.tree.map(jnp.ones_like, params["params"])
+    optimizer, grads = make_optimizer(config), jax.tree.map(jnp.zeros_like, params)
+    updates = paths_of(optimizer.update(grads, optimizer.init(params), params)[0])
+    decay = {name: float(-update.mean()) for name, update in updates.items()}
+    assert decay["h_0/attn/q/kernel"] == pytest.approx(0.05, rel=1e-5)
+    assert decay["wte/embedding"] == decay["lm_head/kernel"] == pytest.approx(0.005, rel=1e-5)
+    assert decay["h_0/ln_1/scale"] == decay["h_0/mlp/c_fc/bias"] == 0
+
+
+@pytest.mark.parametrize(("name", "decay"), [("adam", 0.0), ("adamw", 0.5)])
+@pytest.mark.parametrize("scale", [1e-3, 1e3])
+def test_two_updates_against_numpy(name, decay, scale):
+    """Gradients below and far above the clipping norm of 1."""
+    values = {"name": name, "weight_decay": decay, "warmup_steps": 4, "b1": 0.8, "b2": 0.9}
+    config = Config().with_values("optimizer", **values)
+    optimizer, rng = make_optimizer(config), np.random.default_rng(0)
+    params = {"kernel": rng.normal(size=(3, 2)), "bias": rng.normal(size=2)}
+    params = {k: v.astype(np.float32) for k, v in params.items()}
+    expected = {k: v.astype(np.float64) for k, v in params.items()}
+    mean = dict.fromkeys(params, 0.0)
+    square = dict.fromkeys(params, 0.0)
+    state = optimizer.init(params)
+    for step in (1, 2):
+        grads = {k: scale * rng.normal(size=v.shape) for k, v in params.items()}
+        updates, state = optimizer.update(jax.tree.map(jnp.float32, grads), state, params)
+        params = optax.apply_updates(params, updates)
+        norm = np.sqrt(sum((g**2).sum() for g in grads.values()))
+        for k, g in grads.items():
+            g = g / max(norm, 1.0)
+            mean[k] = 0.8 * mean[k] + 0.2 * g
+            square[k] = 0.9 * square[k] + 0.1 * g**2
+            update = mean[k] / (1 - 0.8**step) / (np.sqrt(square[k] / (1 - 0.9**step)) + 1e-8)
+            if k == "kernel":
+                update = update + decay * expected[k]
+            expected[k] = expected[k] - 3e-3 * step / 4 * update
+        for k in params:
+            np.testing.assert_allclose(params[k], expected[k], rtol=1e-5)
+
+
+def test_without_clipping_the_gradient_is_taken_whole():
+    config = Config().with_values("optimizer", grad_clip=0.0, b1=0.0, b2=0.0)
+    clipped = Config().with_values("optimizer", grad_clip=1e-9, b1=0.0, b2=0.0)
+    params = {"kernel": jnp.ones(3)}
+    grads = {"kernel": jnp.full(3, 5.0)}
+    plain, tiny = (
+        make_optimizer(c).update(grads, make_optimizer(c).init(params), params)[0]["kernel"]
+        for c in (config, clipped)
+    )
+    np.testing.assert_allclose(plain, -3e-5, rtol=1e-5)
+    assert (np.abs(tiny) < np.abs(plain)).all()

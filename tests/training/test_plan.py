@@ -1,0 +1,137 @@
+"""The plan of a run: its figures, and that nothing is allocated, made or read for it."""
+
+import re
+
+import jax
+import pytest
+import train
+from support import GPT2_TINY, ROOT
+
+from gpt_jax.devices.mesh import make_mesh
+from gpt_jax.errors import UserError
+from gpt_jax.training.plan import activation_bytes, flops_per_token, plan
+from gpt_jax.training.state import abstract_state, init_state
+
+
+@pytest.fixture
+def unread(small):
+    """A configuration whose corpus does not exist."""
+    return small.with_values("data", corpus="/nothing.txt")
+
+
+def test_sizes_are_those_of_the_state(unread):
+    config = unread.with_values("optimizer", average_decay=0.9)
+    found = plan(config)
+    mesh = make_mesh(config.mesh, jax.devices()[:1])
+    state = init_state(config, abstract_state(config, mesh))
+    sizes = {
+        name: sum(leaf.nbytes for leaf in jax.tree.leaves(getattr(state, name)))
+        for name in ("params", "opt_state", "average")
+    }
+    assert found.parameters == sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    assert (found.parameter_bytes, found.optimizer_bytes) == (sizes["params"], sizes["opt_state"])
+    assert found.average_bytes == sizes["average"] == sizes["params"]
+    assert found.step_bytes > found.parameter_bytes  # Gradients are as large.
+    assert found.tokens == 8 * 16
+
+
+def test_operations_are_six_for_a_parameter_that_multiplies_and_attention(small):
+    """By hand: 1 block of width 16, context 16, 11 ids."""
+    matrices, others = 12 * 16**2, 16 + 64 + 16 + 3 * 32  # Biases of three products, LayerNorms.
+    attention = 12 * 1 * 16 * 16
+    c, tables = small.model, (11 + 16) * 16
+    parameters = plan(small.with_values("data", corpus="/nothing.txt")).parameters
+    assert parameters == tables + matrices + 11 * 16 + others
+    assert flops_per_token(c, parameters) == 6 * (parameters - tables) + attention
+    tied = small.with_values("model", tie_embeddings=True).model
+    assert flops_per_token(tied, parameters) == 6 * (parameters - 16 * 16) + attention
+
+
+def test_operations_do_not_depend_on_the_layout_and_memory_does(unread):
+    """XLA counts what a loop repeats once, and for one device."""
+    whole = unread.with_values("train", microbatch_size=8)
+    shared = unread.with_values("mesh", cpu_devices=2)
+    plans = [plan(config) for config in (whole, unread, shared)]
+    assert [(p.devices, p.microbatches) for p in plans] == [(1, 1), (1, 4), (2, 2)]
+    assert len({p.flops for p in plans}) == 1
+    for found in plans:
+        assert found.counted_flops == pytest.approx(plans[0].counted_flops, rel=0.3)
+    assert plans[1].step_bytes < plans[0].step_bytes
+
+
+@pytest.mark.parametrize("sizes", [(1024, 1, 1), (8, 32, 4)], ids=str)
+def test_devices_that_are_not_here_are_planned_for_from_shapes(unread, sizes):
+    config = unread.with_values("mesh", data=sizes[0], fsdp=sizes[1], tensor=sizes[2])
+    config = config.with_values("train", batch_size=1024, microbatch_size=0)
+    config = config.with_values("model", vocab_size=1024, n_embd=128, n_head=4)
+    found = plan(config)
+    assert not found.at_hand
+    assert found.devices == 1024
+    assert found.parameters == plan(config.with_values("mesh", data=1, fsdp=1, tensor=1)).parameters
+    everywhere = 3 * 4 * found.parameters
+    if sizes[1:] == (1, 1):  # And seven small numbers: steps, counts, the key.
+        assert 0 < found.state_bytes - everywhere < 64
+        assert found.sent["data"] == 2 * found.parameter_bytes * 1023 / 1024
+        assert found.sent["fsdp"] == found.sent["tensor"] == 0
+    else:
+        assert everywhere / 128 < found.state_bytes < everywhere / 100
+        assert min(found.sent.values()) > 0
+
+
+def test_more_devices_than_can_be_planned_for_are_refused(unread):
+    with pytest.raises(UserError, match="are 1025 devices: plan for 1024 at most"):
+        plan(unread.with_values("mesh", data=1025))
+
+
+def test_what_a_step_keeps_is_counted_close_to_what_is_compiled(unread):
+    """XLA on a CPU takes up to twice as much, and never less."""
+    config = unread.with_values("model", n_layer=2, n_embd=64, block_size=64)
+    config = config.with_values("train", microbatch_size=8)
+    found = plan(config)
+    counted = activation_bytes(found.config.model, 8) + found.parameter_bytes
+    assert counted < found.step_bytes < 2.2 * counted
+    assert activation_bytes(found.config.model, 8, tensor=2) < 0.7 * activation_bytes(
+        found.config.model, 8
+    )
+
+
+def test_what_xla_counts_is_not_told_where_it_counts_one_block_of_many(unread):
+    found = plan(unread.with_values("model", n_layer=3, scan_layers=True))
+    assert found.counted_flops == 0
+    names = [row[0] for row in train.plan_rows(found)]
+    assert "TFLOP a step" in names and "counted" not in names
+
+
+def test_attention_that_this_machine_cannot_compute_is_refused_before_compiling(unread):
+    values = {"attention": "cudnn", "dropout": 0.0, "matmul_dtype": "bfloat16"}
+    with pytest.raises(UserError, match=r"but the device is cpu: .* set model.attention=xla"):
+        plan(unread.with_values("model", **values))
+
+
+def test_nothing_is_allocated(unread):
+    before = {id(array) for array in jax.live_arrays()}
+    plan(unread)
+    assert {id(array) for array in jax.live_arrays()} <= before
+
+
+def test_the_vocabulary_is_read_where_it_is_not_given(small, unread, text_file):
+    config = small.with_values("model", vocab_size=0)
+    found = plan(config.with_values("data", corpus=str(text_file)))
+    assert found.config.model.vocab_size == len(set(text_file.read_text(encoding="utf-8")))
+    unknown = unread.with_values("model", vocab_size=0)
+    assert plan(unknown.with_values("data", tokenizer="byte")).config.model.vocab_size == 256
+    with pytest.raises(UserError, match=r"/nothing.txt"):
+        plan(unknown)
+
+
+def test_the_command_shows_a_table_of_the_weights_it_begins_from_and_makes_no_folder(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    config = f"--config={ROOT / 'configs' / 'tiny.py'}"
+    flags = ["--config.train.batch_size=8", "--config.mesh.cpu_devices=1", "--plan"]
+    assert train.main(["scripts/train.py", config, f"--init_from={GPT2_TINY}", *flags]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"parameters +7,536 +vocabulary 288", out)
+    assert re.search(r"tokens a step +192 +8 x 24, in \d microbatch", out)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,45 @@
+"""Event files say what the log says; without the package there is one sentence."""
+
+import sys
+
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+
+from gpt_jax.errors import UserError
+from gpt_jax.training import tensorboard
+
+
+def events(folder):
+    """The events of all files: a record is 8 bytes of length, 4 of checksum, the event, 4 more."""
+    for path in sorted(folder.iterdir()):
+        content = path.read_bytes()
+        while content:
+            size = int.from_bytes(content[:8], "little")
+            yield Event.FromString(content[12 : 12 + size])
+            content = content[16 + size :]
+
+
+def test_event_files_hold_every_number_of_an_entry(tmp_path):
+    with tensorboard.event_files(tmp_path, 0) as write:
+        write({"step": 10, "train/loss": 2.5, "tokens_per_s": None})
+        write({"step": 20, "train/loss": 2.0, "val/loss": 2.25})
+    found = {
+        (event.step, value.tag): value.simple_value
+        for event in events(tmp_path / "tensorboard")
+        for value in event.summary.value
+    }
+    assert found == {(10, "train/loss"): 2.5, (20, "train/loss"): 2.0, (20, "val/loss"): 2.25}
+
+
+def test_a_resumed_run_takes_back_what_came_after_its_checkpoint(tmp_path):
+    with tensorboard.event_files(tmp_path, 40) as write:
+        write({"step": 50, "train/loss": 1.0})
+    starts = [e.step for e in events(tmp_path / "tensorboard") if e.HasField("session_log")]
+    assert starts == [41]
+
+
+def test_where_it_is_missing_the_command_that_installs_it_is_told(monkeypatch):
+    tensorboard.check_installed()
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    with pytest.raises(UserError, match=r'pip install -e "\.\[tensorboard\]"'):
+        tensorboard.check_installed()
