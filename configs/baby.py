@@ -2,10 +2,10 @@
 
     python scripts/train.py --config=configs/baby.py
 
-On 2 cores (Zen 4 with AVX512-BF16) a step takes about 8 s, the whole run would take 11 hours; its
-loss is not yet measured. nanoGPT's README gives 1.4697 for its own run, on a GPU, by another
-estimate (random crops of 256 characters); its model drops out after the embeddings, too, and ours
-does not.
+On 2 cores (Zen 4 with AVX512-BF16) a step takes about 8 s, so the whole run would take 11 hours.
+Its loss is not yet measured. nanoGPT's README gives 1.4697 for its own run on a GPU, by another
+estimate (random crops of 256 characters). nanoGPT's model also drops out after the embeddings; this
+one does not.
 """
 
 from ml_collections import ConfigDict

@@ -1,23 +1,25 @@
-"""GPT-2, from nothing, in its four sizes: small has 124,439,808 parameters.
+"""GPT-2 from scratch, in its four sizes: small has 124,439,808 parameters.
 
     python scripts/train.py --config=configs/gpt2.py:small --config.data.corpus=my.txt
     python scripts/train.py --config=configs/gpt2.py:small --plan
 
-Sizes: small, medium, large, xl. It is for GPUs; no run of it was made. What you give: a large text,
-and GPT-2's tokenizer, a folder `gpt2` with its tokenizer.json (or vocab.json and merges.txt) beside
-which the command runs, or --config.data.tokenizer=PATH (with =bpe byte pairs of your own text, of
---config.data.bpe_vocab_size=50257).
+The sizes are small, medium, large and xl. The recipe is for GPUs and has not been run yet. You give
+a large text and GPT-2's tokenizer: a folder `gpt2` in the current directory with its tokenizer.json
+(or vocab.json and merges.txt), or --config.data.tokenizer=PATH. For byte pairs of your own text
+give --config.data.tokenizer=bpe --config.data.bpe_vocab_size=50257.
 
-Architecture: Radford et al. (2019), but for one thing: GPT-2 drops out after the embeddings, too.
-Its paper does not tell learning rates; these, Adam's second decay, weight decay and the batch (here
-of 512 x 1024 tokens) are those of GPT-3's models of these sizes (Brown et al., 2020, table 2.1 and
-appendix B). 20,000 steps are 10.5 billion tokens. The many blocks of large and xl are scanned and
-computed again in the backward pass: docs/gpt2.md, "Long models", has what that saves.
+The architecture is that of Radford et al. (2019) with one exception: GPT-2 also drops out after the
+embeddings. Their paper gives no learning rates. The learning rates, Adam's second decay, the weight
+decay and the batch (here 512 x 1024 tokens) are those of GPT-3's models of these sizes (Brown et
+al., 2020, table 2.1 and appendix B). 20,000 steps are 10.5 billion tokens. In large and xl the
+blocks are scanned, and recomputed in the backward pass: docs/gpt2.md, "Long models", has the
+savings.
 """
 
 from ml_collections import ConfigDict
 
-from gpt_jax.config import UserError, default_config
+from gpt_jax.config import default_config
+from gpt_jax.errors import UserError
 
 # Blocks, heads, width, peak learning rate.
 SIZES = {
@@ -30,10 +32,10 @@ LONG = ("large", "xl")
 
 
 def get_config(size: str = "small") -> ConfigDict:
-    """Context 1024, 50,257 tokens, tied embeddings, all biases, GELU by tanh, dropout 0.1.
+    """Context 1024, 50,257 tokens, tied embeddings, all biases, tanh GELU, dropout 0.1.
 
     Raises:
-      UserError: for another size.
+      UserError: for any other size.
     """
     if size not in SIZES:
         raise UserError(f"there is no GPT-2 of size {size!r}: choose one of {', '.join(SIZES)}")

@@ -2,8 +2,9 @@
 
     python scripts/train.py --config=configs/small.py
 
-On 2 cores (Zen 4 with AVX512-BF16): 50 minutes, held-out loss 1.5266 nats per character at the last
-step, seed 0, with an earlier version (0.99 s a step; on Granite Rapids with AMX now 0.4 s).
+On 2 cores (Zen 4 with AVX512-BF16), an earlier version took 50 minutes (0.99 s per step) to a
+validation loss of 1.5266 nats per character at the last step, seed 0. On Granite Rapids with AMX a
+step now takes 0.4 s.
 """
 
 from ml_collections import ConfigDict

@@ -2,8 +2,8 @@
 
     python scripts/train.py --config=configs/tiny.py
 
-On 2 cores (Granite Rapids with AMX): 4 minutes, held-out loss 1.5528 nats per character at the last
-step, seed 0. It is the default configuration, so there is nothing to change here.
+On 2 cores (Granite Rapids with AMX): 4 minutes, validation loss 1.5528 nats per character at the
+last step, seed 0. This is the default configuration, so nothing differs here.
 """
 
 from ml_collections import ConfigDict
@@ -12,5 +12,5 @@ from gpt_jax.config import default_config
 
 
 def get_config() -> ConfigDict:
-    """The defaults of gpt_jax/sections.py."""
+    """The defaults of gpt_jax/config/sections.py."""
     return default_config()

@@ -1,13 +1,13 @@
-"""A trained model to call from Python, in a notebook or a script: text in, text and losses out.
+"""A trained model for Python, in a notebook or a script: text in, text and losses out.
 
     run = gpt_jax.load("runs/tiny")
     print(run.generate("ROMEO:", max_new_tokens=200))
     print(run.loss("To be, or not to be"))
 
-Needs the run's folder and nothing else: no corpus, no flags. The model is on the first device;
-where there are more, they share the samples of a batch.
+Needs only the run's folder: no corpus, no flags. The model is on the first device. If there are
+more devices, they share the samples of a batch.
 
-Shapes: N windows, T block_size, W = T + 1, V vocabulary.
+Shapes (the suffix of a name): N windows, T block_size, W = T + 1, V vocabulary.
 """
 
 import dataclasses
@@ -49,14 +49,14 @@ WINDOWS_AT_ONCE = 8
 
 
 def load(folder: str | os.PathLike[str], step: str | int = "best") -> "TrainedModel":
-    """The model of a run, with the parameters of one of its checkpoints, on the first device.
+    """Loads a run's model from one of its checkpoints, onto the first device.
 
     Args:
-      folder: of the run, such as "runs/tiny".
-      step: "best" (by held-out loss), "latest", or the number of a step.
+      folder: the run's folder, such as "runs/tiny".
+      step: "best" (by validation loss), "latest", or the number of a step.
 
     Raises:
-      UserError: when there is no such run or checkpoint, or it cannot be read.
+      UserError: if there is no such run or checkpoint, or if it cannot be read.
     """
     workdir = Path(folder).expanduser().absolute()
     config = existing_record(workdir).config
@@ -76,23 +76,24 @@ def _token_losses(config: GPTConfig, params: Any, windows_NW: jax.Array) -> jax.
 
 
 @functools.partial(jax.jit, static_argnames=("config", "n_tokens"))
-def _chances(
+def _probabilities(
     config: GPTConfig, params: Any, window_T: jax.Array, length: int, n_tokens: int
 ) -> jax.Array:
-    config = dataclasses.replace(config, matmul_dtype="float32")  # As texts are drawn.
+    config = dataclasses.replace(config, matmul_dtype="float32")  # As in sampling.
     logits_1TV = cast(jax.Array, GPT(config).apply({"params": params}, window_T[None]))
     return jax.nn.softmax(logits_1TV[0, length - 1, :n_tokens])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TrainedModel:
-    """A model and all that belongs to it. Made by `load`.
+    """A model and everything that belongs to it. Made by `load`.
 
     Attributes:
       workdir: the run's folder.
-      config: as recorded by the run, but of the unrolled model, see stacking.py.
-      params: float32 arrays under GPT-2's names.
-      step: finished updates; val_loss: held-out loss then, in nats per token (inf: not known).
+      config: as the run recorded it, but for the unrolled model (see model/stacking.py).
+      params: float32 arrays under GPT-2's names, unrolled.
+      step: finished updates.
+      val_loss: validation loss at that step, in nats per token; inf = unknown.
     """
 
     workdir: Path
@@ -104,10 +105,10 @@ class TrainedModel:
 
     @property
     def described_loss(self) -> str:
-        """The held-out loss in words."""
+        """The validation loss in words."""
         if math.isinf(self.val_loss):
-            return "held-out loss not known"
-        return f"held-out loss {self.val_loss:.4f} nats per token"
+            return "validation loss unknown"
+        return f"validation loss {self.val_loss:.4f} nats per token"
 
     def generate(
         self,
@@ -122,19 +123,20 @@ class TrainedModel:
     ) -> str:
         """A prompt with its continuation.
 
+        An argument that is None has the value in `config.sample`.
+
         Args:
-          prompt: text to continue; empty = from a line break. None, here and below, is what
-            `config.sample` says.
+          prompt: text to continue; empty = start from a line break.
           max_new_tokens: tokens to add.
-          temperature: logits are divided by it; 0 = greedy.
-          top_k: draw among so many likeliest tokens; 0 = all.
-          top_p: draw among the likeliest tokens with this total chance.
+          temperature: divides the logits; 0 = greedy.
+          top_k: draw from this many likeliest tokens; 0 = from all.
+          top_p: draw from the likeliest tokens that have this probability together.
           seed: the same seed gives the same text.
-          stop: the text ends before this string; empty = it does not.
+          stop: the text ends before this string; empty = no such string.
 
         Raises:
-          UserError: for a character of the prompt outside the vocabulary, or a value that is out
-            of range.
+          UserError: if a character of the prompt is not in the vocabulary, or a value is out of
+            range.
         """
         options = {
             "max_new_tokens": max_new_tokens,
@@ -155,13 +157,13 @@ class TrainedModel:
         stop: str = "",
         **options: Any,
     ) -> list[str]:
-        """Several continuations of one prompt, made together; the first is that of `generate`.
+        """Several continuations of one prompt, drawn together. The first equals `generate`'s.
 
         Args:
           options: max_new_tokens, temperature, top_k, top_p.
 
         Raises:
-          UserError: as `generate`, and for an option that does not exist.
+          UserError: as `generate`, and if an option does not exist.
         """
         pieces = self.stream(prompt, num_samples, seed=seed, stop=stop, **options)
         return ["".join(texts) for texts in zip(*pieces, strict=True)]
@@ -176,15 +178,15 @@ class TrainedModel:
         piece: int = 0,
         **options: Any,
     ) -> Iterator[list[str]]:
-        """What `generate_batch` returns, as it is made: first the prompt, then piece after piece.
+        """Yields what `generate_batch` returns while it is drawn: the prompt, then piece by piece.
 
         Args:
-          piece: most tokens at a time; 0 = as many as the window has room for.
+          piece: most tokens per piece; 0 = as many as fit into the window.
 
-        Yields: as many strings as samples, the next part of each.
+        Yields: a list with the next part of each sample.
 
         Raises:
-          UserError: as `generate_batch`, at the call and not at the first piece.
+          UserError: as `generate_batch`; at the call, not at the first piece.
         """
         chosen = self.sample_config(prompt, **options)
         checked("seed", seed, int, INT32)
@@ -212,14 +214,14 @@ class TrainedModel:
 
     @functools.cached_property
     def _params_everywhere(self) -> Any:
-        """The parameters on every device, which share the samples of a batch."""
+        """The parameters on every device. The devices share the samples of a batch."""
         mesh = make_mesh(MeshConfig(), jax.local_devices())
         return jax.device_put(self.params, NamedSharding(mesh, PartitionSpec()))
 
     def sample_config(self, prompt: str | None = None, **options: Any) -> SampleConfig:
         """`config.sample` with some values replaced, checked.
 
-        Where neither the caller nor the tokenizer knows the run's own prompt, it is empty.
+        Without a prompt, the run's own is used, or an empty one if the tokenizer cannot encode it.
         """
         for name in options:
             check_field("sample", name)
@@ -230,17 +232,17 @@ class TrainedModel:
     def token_losses(self, text: str) -> np.ndarray:
         """-ln p of every token of `text` but the first, in nats, shape (tokens - 1,).
 
-        The text is read as in an evaluation, in windows of T tokens and with the products of
-        training: a token is predicted from those before it in its window. `np.exp(-losses)` are
-        the probabilities.
+        The text is evaluated as in training: in windows of T tokens, with `config.model`'s
+        matmul_dtype. Each token is predicted from those before it in its window. `np.exp(-losses)`
+        are the probabilities.
 
         Raises:
-          UserError: for fewer than two tokens, or a character outside the vocabulary.
+          UserError: for fewer than two tokens, or a character that is not in the vocabulary.
         """
         ids = self.tokenizer.encode(text)
         if len(ids) < 2:
             raise UserError(
-                f"{text!r} has {len(ids)} token(s): a loss needs two or more, one to predict from"
+                f"{text!r} has {len(ids)} token(s), but a loss needs two: give a longer text"
             )
         size = self.config.model.block_size
         count = -(-(len(ids) - 1) // size)
@@ -253,26 +255,26 @@ class TrainedModel:
         return np.concatenate(batches).reshape(-1)[: len(ids) - 1]
 
     def _batch_losses(self, windows_NW: np.ndarray) -> np.ndarray:
-        """Losses of up to WINDOWS_AT_ONCE windows, filled up so that there is one shape."""
+        """Losses of up to WINDOWS_AT_ONCE windows, padded to that many: one shape to compile."""
         filled = np.resize(windows_NW, (WINDOWS_AT_ONCE, windows_NW.shape[1])).astype(np.int32)
         return np.asarray(_token_losses(self.config.model, self.params, filled))[: len(windows_NW)]
 
     def loss(self, text: str) -> float:
-        """Mean of `token_losses`, in nats per token. Raises UserError as it does."""
+        """Mean of `token_losses`, in nats per token. Raises UserError as `token_losses` does."""
         return float(self.token_losses(text).mean(dtype=np.float64))
 
     def next_token(self, prompt: str) -> list[tuple[str, float]]:
-        """Every token with its probability right after `prompt`, the likeliest first.
+        """Every token with its probability of being next after `prompt`, the likeliest first.
 
         Raises:
-          UserError: for a character of the prompt outside the vocabulary.
+          UserError: if a character of the prompt is not in the vocabulary.
         """
         size = self.config.model.block_size
         ids = encode_prompt(self.tokenizer, prompt)[-size:]
         window_T = np.pad(ids, (0, size - len(ids)))
         n_tokens = self.tokenizer.vocab_size  # The model's vocabulary may be padded.
-        chances_V = np.asarray(
-            _chances(self.config.model, self.params, window_T, len(ids), n_tokens)
+        p_V = np.asarray(
+            _probabilities(self.config.model, self.params, window_T, len(ids), n_tokens)
         )
-        order = np.argsort(-chances_V, kind="stable")
-        return [(self.tokenizer.decode([i]), float(chances_V[i])) for i in order]
+        order = np.argsort(-p_V, kind="stable")
+        return [(self.tokenizer.decode([i]), float(p_V[i])) for i in order]

@@ -1,4 +1,4 @@
-"""Files that are replaced as a whole or not at all, and the folder of the cache. No jax."""
+"""Atomic replacement of files, and the cache folder. No jax."""
 
 import contextlib
 import os
@@ -11,13 +11,13 @@ import platformdirs
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write, which takes the place of `path` when all went well; a reader finds the old
-    one or the new one, and never a part.
+    """Opens a temporary file for writing, which replaces `path` if the block succeeds.
 
-    What is no regular file (a device, a pipe) is written into, not replaced.
+    A reader finds the old file or the new one, never a part. A link stays; the file that it names
+    is replaced. A device or a pipe cannot be replaced: it is written to directly.
 
     Raises:
-      OSError: at once, when it cannot be written.
+      OSError: immediately, if the file cannot be written.
     """
     path = path.resolve()
     if path.exists() and not path.is_file():
@@ -37,7 +37,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def cache_folder() -> Path:
-    """The folder for downloads and compiled programs: GPT_JAX_CACHE, or the platform's own."""
+    """The folder for downloads and compiled programs: GPT_JAX_CACHE, or the platform's default."""
     if chosen := os.environ.get("GPT_JAX_CACHE"):
         return Path(chosen).expanduser().absolute()
     return platformdirs.user_cache_path("gpt_jax", appauthor=False)

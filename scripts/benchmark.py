@@ -4,7 +4,8 @@
     python scripts/benchmark.py --mode=sample --num_samples=64 --json
     python scripts/benchmark.py --mode=start
 
-Run it beside what you compare with, in alternation: machines are noisy, ratios less so.
+To compare two versions, alternate between them: times on a busy machine vary,
+their ratios vary less.
 """
 
 import contextlib
@@ -28,19 +29,19 @@ SCRIPTS = Path(__file__).parent
 
 
 def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
-    """What is timed, and how it is told."""
+    """Adds the flags: what is timed, and the form of the output."""
     command_line.define_config(values, argv)
     flags.DEFINE_enum(
-        "mode", "train", ["train", "sample", "start"], "What is timed.", flag_values=values
+        "mode", "train", ["train", "sample", "start"], "What to time.", flag_values=values
     )
     for name, default, meaning in (
-        ("batch_size", 0, "Windows per step; the config's unless given (train)."),
-        ("steps", 50, "Steps that are timed (train)."),
-        ("num_samples", 1, "Texts at once (sample)."),
-        ("tokens", 1000, "Tokens of a text (sample)."),
+        ("batch_size", 0, "Windows per step; default: the config's (train)."),
+        ("steps", 50, "Steps to time (train)."),
+        ("num_samples", 1, "Texts drawn together (sample)."),
+        ("tokens", 1000, "Tokens per text (sample)."),
     ):
         flags.DEFINE_integer(name, default, meaning, flag_values=values)
-    flags.DEFINE_boolean("json", False, "Print one JSON object a line.", flag_values=values)
+    flags.DEFINE_boolean("json", False, "Print one JSON object per line.", flag_values=values)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -53,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
         if values.batch_size:
             config = config.with_values("train", batch_size=values.batch_size)
         for figures in measure(values, config):
-            tell(figures | {"config": command_line.config_file(values)}, values.json)
+            show(figures | {"config": command_line.config_file(values)}, values.json)
 
     return command_line.run(benchmark, define_flags, argv, __doc__ or "")
 
@@ -68,14 +69,14 @@ def measure(values: flags.FlagValues, config: Config) -> list[dict[str, Any]]:
     compiler.give_memory_back()
     if values.mode == "train":
         return [benchmark.train(config, values.steps)]
-    # One text is one device's.
+    # A single text is drawn on one device.
     if values.num_samples == 1:
         config = config.with_values("mesh", cpu_devices=1)
     return [benchmark.sample(config, values.num_samples, values.tokens)]
 
 
-def tell(figures: dict[str, Any], as_json: bool) -> None:
-    """One JSON object, or a line for each figure."""
+def show(figures: dict[str, Any], as_json: bool) -> None:
+    """Prints one JSON object, or a line for each figure."""
     if as_json:
         print(json.dumps(figures), flush=True)
     else:
@@ -83,9 +84,9 @@ def tell(figures: dict[str, Any], as_json: bool) -> None:
 
 
 def start(config_file: str) -> list[dict[str, Any]]:
-    """Seconds from the command to the first step and to the first character, two starts of each.
+    """Seconds from the command to the first step and to the first character, for two starts each.
 
-    In folders of their own: the first start compiles, the second finds what it kept.
+    The cache is new: the first start compiles, the second finds the compiled programs.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -112,7 +113,7 @@ def first_step(config_file: str, run: Path) -> float:
 
 
 def first_character(run: Path) -> float:
-    """Seconds until sample.py has written something."""
+    """Seconds until sample.py has written a character."""
     with started(["sample.py", f"--workdir={run}", "--prompt="], run.parent) as (process, begin):
         assert process.stdout is not None
         process.stdout.read(1)
@@ -121,7 +122,7 @@ def first_character(run: Path) -> float:
 
 @contextlib.contextmanager
 def started(command: list[str], folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], float]]:
-    """A script in a process of its own, caches in `folder`, and when it began; killed at last."""
+    """Starts a script with its caches in `folder`, and kills it at the end. Also gives the time."""
     begin = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, str(SCRIPTS / command[0]), *command[1:]],
@@ -137,10 +138,10 @@ def started(command: list[str], folder: Path) -> Iterator[tuple[subprocess.Popen
 
 
 def wait_until(happened: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
-    """Looks every few milliseconds.
+    """Waits for an event, and looks for it every 5 ms.
 
     Raises:
-      UserError: when the process ends first.
+      UserError: if the process ends first.
     """
     while not happened():
         if process.poll() is not None:

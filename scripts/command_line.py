@@ -1,4 +1,4 @@
-"""What every script's `main` shares: its flags, and one sentence instead of a traceback."""
+"""What all scripts share: flags, --help, and one sentence instead of a traceback."""
 
 import io
 import os
@@ -13,6 +13,7 @@ from rich.console import Console
 
 from gpt_jax.config import Config, check_field, from_config_dict
 from gpt_jax.errors import UserError
+from gpt_jax.training.display import facts
 
 BAD_INPUT = 2
 INTERRUPTED = 130
@@ -26,16 +27,16 @@ def run(
     usage: str,
     takes_words: bool = False,
 ) -> int:
-    """Reads the flags and calls `main` with them and with the words that are no flags.
+    """Reads the flags and calls `main` with them and with the words that are not flags.
 
     Args:
-      define_flags: adds the script's flags to the values it is given, for the command line `argv`.
-      argv: the command line, the script's name first.
+      define_flags: adds the script's flags to the given values, for the command line `argv`.
+      argv: the command line; the script's name comes first.
       usage: what --help prints above the flags.
-      takes_words: whether such words are allowed.
+      takes_words: whether words that are not flags are allowed.
 
-    Returns: the exit status: 0, 2 for what the user can mend (said in one sentence on stderr), 130
-      after Ctrl-C, or 143 after SIGTERM where that was taken over.
+    Returns: the exit status: what `main` returns or 0; 2 for an error that the user can correct
+      (one sentence on stderr); 130 after Ctrl-C.
     """
     _prepare_streams()
     try:
@@ -43,7 +44,7 @@ def run(
         if words and not takes_words:
             raise UserError(f"{words[0]!r} is not a flag: see --help")
         if values.help:
-            print(f"{usage}\n{values.get_help()}")
+            print(f"{usage}\nFlags:\n{flags_help(values)}")
             status = 0
         else:
             status = main(values, words) or 0
@@ -57,8 +58,34 @@ def run(
     return status
 
 
+VALUES = {"int": "N", "float": "X", "string": "TEXT", "multi string": "TEXT"}
+
+
+def flags_help(values: flags.FlagValues) -> str:
+    """The script's own flags in the order of their definition, for 80 columns."""
+    own = [values[name] for name in values if "." not in name and name != "h"]
+    ordered = [flag for flag in own if flag.name != "help"]
+    return facts([(f"  {_form(flag)}", _meaning(flag)) for flag in ordered], 80, 28)
+
+
+def _form(flag: flags.Flag) -> str:
+    """How a flag is given, such as --steps=N."""
+    if flag.boolean:
+        return f"--{flag.name}"
+    if isinstance(flag, flags.EnumFlag):
+        return f"--{flag.name}={'|'.join(flag.parser.enum_values)}"
+    return f"--{flag.name}={VALUES.get(flag.flag_type(), 'FILE')}"
+
+
+def _meaning(flag: flags.Flag) -> str:
+    """What a flag does, without absl's additions, and its default if it has one."""
+    text = re.sub(r"^<.*?>: |;\s+repeat this option.*", "", flag.help, flags=re.DOTALL)
+    has_default = type(flag.default) in (int, float, str) and flag.default != ""
+    return f"{text} Default: {flag.default}." if has_default else text
+
+
 def tell(line: str) -> None:
-    """Prints what is no result on stderr, if that is still open."""
+    """Prints a message, which is not a result, on stderr if that is still open."""
     try:
         print(line, file=sys.stderr, flush=True)
     except OSError:
@@ -66,7 +93,7 @@ def tell(line: str) -> None:
 
 
 class ResultConsole(Console):
-    """For tables on standard output: as wide as they are where nobody watches them wrap."""
+    """Standard output for tables. They never wrap in a file or a pipe."""
 
     def __init__(self) -> None:
         super().__init__(markup=False, highlight=False)
@@ -74,11 +101,11 @@ class ResultConsole(Console):
             self.width = 1000
 
     def on_broken_pipe(self) -> None:
-        raise  # `run` answers it for every script alike.
+        raise  # `run` handles it for all scripts.
 
 
 def _prepare_streams() -> None:
-    """Streams that were closed outright become silent; a terminal without Chinese shows "?"."""
+    """Replaces closed streams by silent ones. Characters a terminal lacks become "?"."""
     sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115
     sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -86,7 +113,7 @@ def _prepare_streams() -> None:
 
 
 def _explained(error: UserError | OSError) -> str:
-    """One sentence: what is wrong, and what to do."""
+    """The error in one sentence: what is wrong and what to do."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, BrokenPipeError):
@@ -95,7 +122,7 @@ def _explained(error: UserError | OSError) -> str:
             "standard output was closed before all was written: let its reader read to the end, or "
             "write to a file"
         )
-    return (  # Something about the user's disk that no module foresaw.
+    return (  # A problem with the user's disk that no module expects.
         f"{error.filename or 'a file'} cannot be read or written ({error.strerror or error}): "
         "check its folder, its permissions and the space left"
     )
@@ -104,11 +131,11 @@ def _explained(error: UserError | OSError) -> str:
 def _parse(
     define_flags: Callable[[flags.FlagValues, list[str]], None], argv: list[str]
 ) -> tuple[flags.FlagValues, list[str]]:
-    """The flags of the command line, and the words that are none.
+    """The flags of the command line, and the words that are not flags.
 
     Raises:
-      UserError: for an unknown flag or config field, a value of the wrong type, or a config file
-        that is broken.
+      UserError: for an unknown flag or config field, a value of the wrong type, or a broken config
+        file.
     """
     for word in argv[1:]:
         if field := re.match(r"--?(?:no)?config\.(\w*)\.?(\w*)", word):
@@ -118,7 +145,7 @@ def _parse(
     try:
         define_flags(values, argv)
         return values, values(argv)[1:]
-    except Exception as error:  # The config file is the user's Python: anything can go wrong in it.
+    except Exception as error:  # A config file is Python and can raise anything.
         if "config" not in values and not isinstance(error, flags.Error):
             raise
         raise UserError(_sentence(error, argv)) from error
@@ -126,19 +153,20 @@ def _parse(
 
 def define_config(values: flags.FlagValues, argv: list[str]) -> None:
     """Adds --config and its overrides. The default is the tutorial's model."""
-    # The loader runs a file into the module it made for the last one, if this process made one.
+    # The loader would reuse the module of the last config file that this process loaded.
     sys.modules.pop("config_config", None)
     config_flags.DEFINE_config_file(
         "config",
         str(TINY),
-        "A recipe from configs/. Any field can be changed behind it: --config.train.steps=500.",
+        "A recipe from configs/. --config.train.steps=500 changes one of its settings. Default: "
+        "configs/tiny.py.",
         flag_values=values,
         sys_argv=argv,
     )
 
 
 def config_file(values: flags.FlagValues) -> str:
-    """What --config says: a path, perhaps with `:argument` behind it."""
+    """The value of --config: a path, perhaps with `:argument` after it."""
     return config_flags.get_config_filename(values["config"])
 
 
@@ -150,7 +178,7 @@ def read_config(values: flags.FlagValues, argv: Sequence[str]) -> Config:
     """
     try:
         config = values.config
-        config.keys()  # A file that was not found is only told of now.
+        config.keys()  # Raises if the file was not found.
     except Exception as error:
         raise UserError(_sentence(error, argv)) from error
     return from_config_dict(config)
@@ -159,12 +187,12 @@ def read_config(values: flags.FlagValues, argv: Sequence[str]) -> Config:
 def _sentence(error: Exception, argv: Sequence[str]) -> str:
     """The last line of an error, which says what is wrong, after the name of the config file.
 
-    A flag's own error stands alone; one with a traceback in it came out of the config file.
+    An error of a flag needs no file's name. If it contains a traceback, the config file raised it.
     """
-    lines = re.split(r"\n|\\n", str(error).strip())  # Some errors quote another, line ends too.
+    lines = re.split(r"\n|\\n", str(error).strip())  # Some errors quote others with "\\n".
     last = lines[-1].strip() or repr(error)
     last = last.strip("'") if last.count("'") % 2 else last
     if isinstance(error, flags.Error) and "Traceback" not in str(error):
         return f"{last.rstrip('.')} (--help shows all flags)"
     named = re.findall(r"(?:^|\0)--?config[=\0]([^\0]*)", "\0".join(argv)) or [TINY]
-    return f"{named[-1]} cannot be read as a config file ({last}): mend it"
+    return f"{named[-1]} cannot be read as a config file ({last}): correct it"

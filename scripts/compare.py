@@ -1,12 +1,14 @@
-"""Compares runs: a table, and a picture of their losses against steps and against seconds.
+"""Compares runs: a table, and a picture of their losses against steps and time.
 
     python scripts/compare.py runs/tiny runs/small
     python scripts/compare.py runs/* --out=compare.png
 
-A run's name is its folder. Held-out losses are marked with dots, training losses are thin lines.
+Losses are validation losses in nats per token. Below each run, the table lists
+the settings that differ from those of the first run.
 """
 
 import os
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,19 +16,22 @@ from typing import Any
 
 import command_line
 from absl import flags
-from rich.table import Column, Table
 
 from gpt_jax.config import FREE, Config, on_resume
 from gpt_jax.errors import UserError
 from gpt_jax.runs import existing_record
-from gpt_jax.training import pictures
-from gpt_jax.training.log import duration, read_metrics
+from gpt_jax.training import curves, pictures
+from gpt_jax.training.clock import duration
+from gpt_jax.training.display import facts
+from gpt_jax.training.log import read_metrics
 
-COLUMNS = ("run", "steps", "last val", "best val", "at step", "time", "tokens/s", "differs in")
+COLUMNS = ("steps", "last loss", "best loss", "at step", "time", "tokens/s")
+WIDTHS = (7, 9, 9, 7, 8, 9)
+Logged = tuple[Config, list[dict[str, Any]]]
 
 
 def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
-    """Where the picture goes."""
+    """Adds the flag for the picture's file."""
     flags.DEFINE_string("out", "compare.png", "File for the picture (PNG).", flag_values=values)
 
 
@@ -36,27 +41,34 @@ def main(argv: Sequence[str]) -> int:
 
 
 def compare(values: flags.FlagValues, words: list[str]) -> None:
-    """Prints the table, draws the picture."""
+    """Prints the table and draws the picture."""
     if not words:
         raise UserError("no run is named: give one or more folders, such as runs/tiny runs/small")
     runs = {os.path.normpath(word): read_run(Path(word).expanduser()) for word in words}
-    command_line.ResultConsole().print(table(runs))
-    curves = {name: entries for name, (_, entries) in runs.items()}
+    print(table(runs, width()), flush=True)
+    logs = {name: entries for name, (_, entries) in runs.items()}
+    units = {curves.unit(config.data.tokenizer) for config, _ in runs.values()}
+    unit = units.pop() if len(units) == 1 else "token"
     try:
-        pictures.draw_comparison(curves, Path(values.out).expanduser())
+        pictures.draw_comparison(logs, Path(values.out).expanduser(), unit)
     except OSError as error:
         raise UserError(
             f"--out={values.out} cannot be written ({error.strerror}): name a file in a folder "
             "that exists and may be written to"
         ) from error
-    print(f"curves: {values.out}")
+    print(f"\ncurves: {values.out}")
 
 
-def read_run(workdir: Path) -> tuple[Config, list[dict[str, Any]]]:
+def width() -> int:
+    """Columns of the table. A file or a pipe gets one line per run."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 1000
+
+
+def read_run(workdir: Path) -> Logged:
     """The configuration and the log of a run.
 
     Raises:
-      UserError: when there is none.
+      UserError: if there is no run, or it has no log yet.
     """
     config = existing_record(workdir).config
     entries = read_metrics(workdir / "metrics.jsonl")
@@ -65,25 +77,36 @@ def read_run(workdir: Path) -> tuple[Config, list[dict[str, Any]]]:
     return config, entries
 
 
-def table(runs: Mapping[str, tuple[Config, list[dict[str, Any]]]]) -> Table:
-    """A row for each run: losses in nats per token, time, settings unlike the first's."""
+def table(runs: Mapping[str, Logged], width: int) -> str:
+    """A line for each run, and below it the settings in which it differs from the first.
+
+    A name that does not fit beside the figures has a line of its own.
+    """
     [first, *_] = [config for config, _ in runs.values()]
-    run, *middle, last = COLUMNS
-    folded = Column(run, overflow="fold"), Column(last, overflow="fold")
-    rows = Table(folded[0], *middle, folded[1], box=None)
+    room = max(3, min(max(map(len, runs)), width - len(row(COLUMNS)) - 1))
+    lines = [f"{'run':<{room}}{row(COLUMNS)}"]
     for name, (config, entries) in runs.items():
-        rows.add_row(name, *figures(entries), "\n".join(differences(config, first)))
-    return rows
+        if len(name) > room:
+            lines.append(name)
+        lines.append(f"{name if len(name) <= room else '':<{room}}{row(figures(entries))}")
+        if differing := differences(config, first):
+            lines.append(facts([("", ", ".join(differing))], width, 4))
+    return "\n".join(lines)
+
+
+def row(cells: Sequence[str]) -> str:
+    """The figures of a line, aligned to the right."""
+    return "".join(f"  {cell:>{width}}" for cell, width in zip(cells, WIDTHS, strict=True))
 
 
 def figures(entries: list[dict[str, Any]]) -> list[str]:
-    """Steps made, last and best held-out loss, when, time, and the median speed."""
-    held_out = pictures.points(entries, "step", "val/loss")
-    best = pictures.best(entries)
-    speeds = sorted(speed for _, speed in pictures.points(entries, "step", "tokens_per_s"))
+    """Steps, last and best validation loss, the step of the best, time, median speed."""
+    validation = curves.points(entries, "step", "val/loss")
+    best = curves.best(entries)
+    speeds = sorted(speed for _, speed in curves.points(entries, "step", "tokens_per_s"))
     return [
         f"{entries[-1]['step']:,}",
-        f"{held_out[-1][1]:.4f}" if held_out else "-",
+        f"{validation[-1][1]:.4f}" if validation else "-",
         f"{best[1]:.4f}" if best else "-",
         f"{best[0]:,}" if best else "-",
         duration(entries[-1]["elapsed_s"]),
@@ -92,7 +115,7 @@ def figures(entries: list[dict[str, Any]]) -> list[str]:
 
 
 def differences(config: Config, first: Config) -> list[str]:
-    """The settings that shape a model, by their short names, in which it is unlike the first's."""
+    """Settings that shape a run and differ from the first run's, by their short names."""
     mine, other = config.to_dict(), first.to_dict()
     return [
         f"{name}={value}"

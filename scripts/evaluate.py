@@ -1,9 +1,10 @@
-"""Evaluates a run on the text it never trained on.
+"""Evaluates a run on its validation text, which it never trained on.
 
     python scripts/evaluate.py --workdir=runs/tiny
     python scripts/evaluate.py --workdir=runs/tiny --step=best --json
 
-Without --workdir: the newest run in runs/. The corpus must be where it was when the run began.
+Without --workdir: the newest run in runs/. The corpus must still be where it
+was when the run began.
 """
 
 import dataclasses
@@ -23,14 +24,16 @@ if TYPE_CHECKING:
 
 
 def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
-    """Which checkpoint, and how its losses are told."""
+    """Adds the flags: which checkpoint, and the form of the output."""
     flags.DEFINE_string(
-        "workdir", "", "Folder of the run; the newest in runs/ unless given.", flag_values=values
+        "workdir", "", "Folder of the run; default: the newest run in runs/.", flag_values=values
     )
     flags.DEFINE_string(
         "step", "latest", "Checkpoint: latest, best, or the number of a step.", flag_values=values
     )
-    flags.DEFINE_boolean("json", False, "Print one JSON object, all digits.", flag_values=values)
+    flags.DEFINE_boolean(
+        "json", False, "Print one JSON object with all digits.", flag_values=values
+    )
 
 
 def main(argv: Sequence[str]) -> int:
@@ -39,34 +42,35 @@ def main(argv: Sequence[str]) -> int:
 
 
 def evaluate(values: flags.FlagValues, words: list[str]) -> None:
-    """Evaluates, and prints what came out."""
+    """Evaluates a checkpoint and prints its losses."""
+    workdir = Path(values.workdir).expanduser() if values.workdir else newest_run(Path("runs"))
+    command_line.tell(f"evaluating {workdir}")  # Loading JAX takes seconds.
     from gpt_jax.devices.compiler import set_up_compiler
     from gpt_jax.training import evaluation
 
     set_up_compiler()
-    workdir = Path(values.workdir).expanduser() if values.workdir else newest_run(Path("runs"))
     found = evaluation.evaluate(workdir, values.step)
     if values.json:
         print(f"{workdir}, step {found.step:,}", file=sys.stderr)
         print(json_line(dataclasses.asdict(found)), end="")
     else:
-        print(f"{workdir}, step {found.step:,}, held-out part of {found.corpus}")
+        print(f"{workdir}, step {found.step:,}, validation text: the end of {found.corpus}")
         print(table(found))
 
 
 def table(found: "Evaluation") -> str:
-    """A line for every figure."""
+    """One line per figure."""
     lines = [
         ("loss", found.loss, f"nats per token, over {found.tokens:,} tokens"),
         ("bits per byte", found.bits_per_byte, "of the text in UTF-8"),
-        ("perplexity", found.perplexity, "e to the loss"),
+        ("perplexity", found.perplexity, "e to the power of the loss"),
     ]
     if found.tutorial_estimate is not None:
-        meaning = "to compare with the tutorial, nothing else"
+        meaning = "comparable only with the tutorial's"
         lines.append(("tutorial_estimate", found.tutorial_estimate, meaning))
     if found.source_loss is not None:
-        lines.append(("source's own loss", found.source_loss, "of the grammar that wrote the play"))
-    return "\n".join(f"  {name:<18} {value:8.4f}  {meaning}" for name, value, meaning in lines)
+        lines.append(("entropy of the play", found.source_loss, "no model can be better"))
+    return "\n".join(f"  {name:<19} {value:8.4f}  {meaning}" for name, value, meaning in lines)
 
 
 if __name__ == "__main__":

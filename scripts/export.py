@@ -1,9 +1,10 @@
-"""Writes a run's model as a folder that Hugging Face transformers loads as a GPT-2.
+"""Exports a run's model as a folder that transformers loads as a GPT-2.
 
     python scripts/export.py --workdir=runs/tiny --out=exported
     python scripts/export.py --workdir=runs/tiny --step=latest --out=exported
 
-Without --workdir: the newest run in runs/. The way back is train.py --init_from=exported.
+Without --workdir: the newest run in runs/. train.py --init_from=exported reads
+the folder back.
 """
 
 import sys
@@ -19,11 +20,11 @@ from gpt_jax.runs import newest_run
 
 
 def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
-    """Which checkpoint, and where it goes."""
+    """Adds the flags: which checkpoint, and the new folder."""
     for name, default, meaning in (
-        ("workdir", "", "Folder of the run; the newest in runs/ unless given."),
-        ("step", "best", "Checkpoint: best (by held-out loss), latest, or the number of a step."),
-        ("out", "", "Folder to make; it must not exist."),
+        ("workdir", "", "Folder of the run; default: the newest run in runs/."),
+        ("step", "best", "Checkpoint: best (by validation loss), latest, or a step."),
+        ("out", "", "Folder to create; it must not exist."),
     ):
         flags.DEFINE_string(name, default, meaning, flag_values=values)
 
@@ -34,14 +35,15 @@ def main(argv: Sequence[str]) -> int:
 
 
 def export(values: flags.FlagValues, words: list[str]) -> None:
-    """Exports, and says what."""
+    """Exports a checkpoint and prints which."""
     if not values.out:
-        raise UserError("--out is not given: name the folder to make")
-    from gpt_jax.gpt2 import check_new, export_folder  # Not before bad flags: it loads JAX.
+        raise UserError("--out is not given: name the folder to create")
+    from gpt_jax.gpt2 import check_new, export_folder  # Loads JAX, so after bad flags.
 
     workdir = Path(values.workdir).expanduser() if values.workdir else newest_run(Path("runs"))
     out = Path(values.out).expanduser().absolute()
-    check_new(out)  # Before the work of loading.
+    check_new(out)  # Before the model is loaded.
+    command_line.tell(f"loading {workdir}")
     model = gpt_jax.load(workdir, values.step)
     export_folder(model.config.model, model.params, model.tokenizer, out)
     print(f"{workdir}, step {model.step:,} ({model.described_loss}): exported to {out}")

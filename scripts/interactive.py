@@ -1,4 +1,4 @@
-"""Type a prompt, see it continued: what `sample.py --interactive` does."""
+"""`sample.py --interactive`: reads prompts and prints their continuations."""
 
 import contextlib
 import dataclasses
@@ -21,21 +21,21 @@ TYPES: dict[str, type] = {
 } | {"seed": int, "stop": str}
 
 HELP = r"""This model completes text, it does not chat: type the beginning of one.
-  Enter alone     goes on with the last text
+  Enter alone     continues the last text
   \n in a prompt  is a line break
   /t 0.7          temperature (0 = greedy)     /k 40    top-k (0 = all)
   /p 0.9          top-p (1 = all)              /n 200   tokens to add
-  /s 5            seed of the next text        /stop X  ends a text before X
-  /show  the settings    /help    /quit (or Ctrl-D); Ctrl-C stops a text"""
+  /s 5            seed of the next text        /stop X  stop before X
+  /show  the settings    /help    /quit (or Ctrl-D)    Ctrl-C stops a text"""
 
 
 def converse(model: "TrainedModel", settings: dict[str, Any], prompt: str = "") -> None:
     """Reads prompts and commands until the end of input.
 
     Args:
-      settings: seed, stop, and those options of `TrainedModel.generate` that were chosen. The seed
-        goes up by one with every text.
-      prompt: is continued first, if there is one.
+      settings: seed, stop, and the given options of `TrainedModel.generate`. The seed increases by
+        one with every text.
+      prompt: continued first, if not empty.
     """
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 - gives input() its history.
@@ -53,7 +53,7 @@ def converse(model: "TrainedModel", settings: dict[str, Any], prompt: str = "") 
 
 
 def read_line() -> str | None:
-    """The next line, in which a typed \\n is a line break; None at the end of input."""
+    """The next line, with each typed \\n as a line break; None at the end of input."""
     while True:
         try:
             return _input().strip("\r").replace(r"\n", "\n")
@@ -62,25 +62,25 @@ def read_line() -> str | None:
         except KeyboardInterrupt:
             tell("\n(/quit or Ctrl-D leaves)")
         except UnicodeDecodeError as error:
-            tell(f"error: this line is not {error.encoding}, at byte {error.start}: type it anew")
+            tell(f"error: this line is not {error.encoding}, at byte {error.start}: type it again")
 
 
 def _input() -> str:
-    """A line of standard input, asked for where somebody types it."""
+    """A line of standard input, with a prompt sign if a person types it."""
     if sys.stdin is None:
         raise EOFError
     if sys.stdin.isatty() and sys.stdout.isatty():
-        return input("> ")  # Readline must know what stands before the line.
+        return input("> ")  # Readline must know the prompt sign.
     if sys.stdin.isatty():
         print("> ", end="", file=sys.stderr, flush=True)
     return input()
 
 
 def command(model: "TrainedModel", settings: dict[str, Any], line: str) -> None:
-    """Carries out a command, given without its slash.
+    """Runs a command, given without its slash.
 
     Raises:
-      UserError: when it is unknown, or its value is.
+      UserError: for an unknown command or a bad value.
     """
     name, _, value = line.partition(" ")
     name = SHORT.get(name, name)
@@ -92,7 +92,7 @@ def command(model: "TrainedModel", settings: dict[str, Any], line: str) -> None:
     elif name in TYPES:
         settings[name] = checked_value(name, value)
     else:
-        raise UserError(f"/{name} is no command: /help shows them")
+        raise UserError(f"/{name} is not a command: /help lists them")
 
 
 def checked_value(name: str, value: str) -> Any:
@@ -111,18 +111,18 @@ def checked_value(name: str, value: str) -> Any:
 
 
 def complete(model: "TrainedModel", settings: dict[str, Any], text: str, prompt: str) -> str:
-    """Prints a prompt and its continuation as it is made; an empty prompt goes on with `text`.
+    """Prints a prompt and its continuation while it is drawn; an empty prompt continues `text`.
 
-    Returns: the text, up to where Ctrl-C stopped it.
+    Returns: the whole text, or what there was when Ctrl-C stopped it.
     """
     whole: list[str] = []
     pieces = model.stream(prompt or text, piece=1, **settings)
     with contextlib.suppress(KeyboardInterrupt):
         for [piece] in pieces:
-            if prompt or whole:  # The last text stands there already.
+            if prompt or whole:  # The last text is on the screen already.
                 print(piece, end="", flush=True)
             whole.append(piece)
-    with contextlib.suppress(KeyboardInterrupt):  # Of an impatient second Ctrl-C.
+    with contextlib.suppress(KeyboardInterrupt):  # From a second Ctrl-C.
         print(flush=True)
     settings["seed"] = (settings["seed"] + 1) % 2**31
     return "".join(whole)

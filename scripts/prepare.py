@@ -1,10 +1,10 @@
-"""Turns text of any size into token ids on disk, which training reads in constant memory.
+"""Writes text of any size as token ids that training reads in constant memory.
 
-    python scripts/prepare.py --corpus="texts/*.txt" --out=prepared/mine --tokenizer=bpe
-    python scripts/train.py --config.data.corpus=prepared/mine --workdir=runs/mine
+    python scripts/prepare.py --corpus="texts/*.txt" --out=prepared/mine
+    python scripts/train.py --config.data.corpus=prepared/mine
     python scripts/prepare.py --check --out=prepared/mine
 
-Stopped or killed: the same command, given again, goes on behind the last whole shard.
+If it is stopped or killed, the same command resumes after the last whole shard.
 """
 
 import sys
@@ -24,27 +24,31 @@ from gpt_jax.text import preparation, shards
 
 
 def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
-    """Which text, how it becomes ids, and where they go."""
+    """Adds the flags: the text, its tokenizer and the folder for the ids."""
     default = DataConfig()
     for name, value, meaning in (
-        ("corpus", "", "A file, folder (its .txt files) or glob of UTF-8 text, of any size."),
+        ("corpus", "", "UTF-8 text: a file, a folder (its .txt files) or a glob."),
         ("out", "", "Folder for the ids."),
-        ("tokenizer", default.tokenizer, "char, byte, bpe, or a path, as config.data.tokenizer."),
+        (
+            "tokenizer",
+            default.tokenizer,
+            "char, byte, bpe, or a path as for config.data.tokenizer.",
+        ),
     ):
         flags.DEFINE_string(name, value, meaning, flag_values=values)
     for name, number, meaning in (
-        ("bpe_vocab_size", default.bpe_vocab_size, "Most tokens of bpe."),
-        ("shard_tokens", 2**24, "How many ids are written, hashed and noted at once."),
+        ("bpe_vocab_size", default.bpe_vocab_size, "Maximum vocabulary size of bpe."),
+        ("shard_tokens", 2**24, "Ids per shard, the unit that is written and hashed."),
     ):
         flags.DEFINE_integer(name, number, meaning, flag_values=values)
     flags.DEFINE_float(
         "val_fraction",
         default.val_fraction,
-        "Share of the text, at its end, that the merges of bpe are not made of.",
+        "Share of the text, at its end, from which bpe does not learn.",
         flag_values=values,
     )
     flags.DEFINE_boolean(
-        "check", False, "Read what is in --out and compare the hashes.", flag_values=values
+        "check", False, "Read the ids in --out and compare their hashes.", flag_values=values
     )
 
 
@@ -54,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def prepare(values: flags.FlagValues, words: list[str]) -> None:
-    """Prepares or checks, and says what is there."""
+    """Prepares or checks a folder, and prints what it holds."""
     if not values.out:
         raise UserError("--out is missing: name the folder for the ids, such as prepared/mine")
     folder = Path(values.out).expanduser().absolute()
@@ -66,12 +70,12 @@ def prepare(values: flags.FlagValues, words: list[str]) -> None:
     print(
         f"{folder}: {index.tokens:,} tokens of {index.dtype} in {len(index.shards)} shard(s), from "
         f"{sum(source['bytes'] for source in index.sources):,} bytes of text in "
-        f"{len(index.sources)} file(s){', as they were made' if values.check else ''}"
+        f"{len(index.sources)} file(s){', all unchanged' if values.check else ''}"
     )
 
 
 def made(values: flags.FlagValues, folder: Path) -> shards.Index:
-    """The index of the corpus, after making what is not there yet."""
+    """The index of the corpus, after writing the missing shards."""
     if not values.corpus:
         raise UserError("--corpus is missing: name a file, folder or glob of UTF-8 text")
     data = DataConfig(
@@ -86,7 +90,7 @@ def made(values: flags.FlagValues, folder: Path) -> shards.Index:
 
 
 @contextmanager
-def progress() -> Iterator[shards.Tell]:
+def progress() -> Iterator[shards.Report]:
     """A bar on stderr, if that is a terminal, and the function that moves it."""
     console = Console(stderr=True)
     bar = Progress(

@@ -1,10 +1,11 @@
 """Continues a prompt with a trained model. It completes text; it does not chat.
 
     python scripts/sample.py
-    python scripts/sample.py --workdir=runs/tiny --prompt="JULIET:" --temperature=0.7 --seed=1
+    python scripts/sample.py --prompt="JULIET:" --temperature=0.7 --seed=1
     python scripts/sample.py --interactive
 
-Without --workdir: the newest run in runs/. Only text goes to standard output.
+Without --workdir: the newest run in runs/. Standard output gets only text,
+stderr all messages.
 """
 
 import sys
@@ -26,34 +27,34 @@ if TYPE_CHECKING:
     from gpt_jax.api import TrainedModel
 
 OPTIONS = ("max_new_tokens", "temperature", "top_k", "top_p")
-STREAMED_TOKENS = 4  # At a time on a terminal: smooth, and still thousands a second.
+STREAMED_TOKENS = 4  # At a time on a terminal: smooth, and still thousands per second.
 
 
 def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
-    """Which model, how it draws, and where its text goes."""
-    own = "the run's own (config.sample) unless given"
+    """Adds the flags: which model, how it samples, and where the text goes."""
+    own = "default: the run's"
     for name, default, meaning in (
-        ("workdir", "", "Folder of the run; the newest in runs/ unless given."),
-        ("step", "best", "Checkpoint: best (by held-out loss), latest, or the number of a step."),
-        ("prompt", None, f"Text to continue; empty = from a line break; {own}."),
-        ("stop", "", r"A text ends before this string (a blank line in a shell: $'\n\n')."),
-        ("out", "", "File for all texts, in UTF-8, instead of standard output."),
+        ("workdir", "", "Folder of the run; default: the newest run in runs/."),
+        ("step", "best", "Checkpoint: best (by validation loss), latest, or a step."),
+        ("prompt", None, f"Text to continue; empty = a line break; {own}."),
+        ("stop", "", r"Stop before this string (in a shell, $'\n\n' is a blank line)."),
+        ("out", "", "File for all texts (UTF-8), instead of standard output."),
     ):
         flags.DEFINE_string(name, default, meaning, flag_values=values)
     for name, number, meaning in (
         ("max_new_tokens", None, f"Tokens to add; {own}."),
-        ("top_k", None, f"Draw among so many likeliest tokens; 0 = all; {own}."),
+        ("top_k", None, f"Sample from this many most likely tokens; 0 = all; {own}."),
         ("seed", 0, "The same seed gives the same text."),
-        ("num_samples", 1, "Texts to make, all of the same prompt."),
+        ("num_samples", 1, "Texts to draw from the same prompt."),
     ):
         flags.DEFINE_integer(name, number, meaning, flag_values=values)
     for name, meaning in (
-        ("temperature", f"Logits are divided by it; 0 = greedy; {own}."),
-        ("top_p", f"Draw among the likeliest tokens with this total chance; {own}."),
+        ("temperature", f"Divides the logits; 0 = greedy; {own}."),
+        ("top_p", f"Sample from the most likely tokens with this total probability; {own}."),
     ):
         flags.DEFINE_float(name, None, meaning, flag_values=values)
     flags.DEFINE_boolean(
-        "interactive", False, "Type prompts and see them continued.", flag_values=values
+        "interactive", False, "Type prompts and read their continuations.", flag_values=values
     )
 
 
@@ -63,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def sample(values: flags.FlagValues, words: list[str]) -> None:
-    """Loads the model and writes its texts to where they are wanted."""
+    """Loads the model and writes its texts."""
     options = {name: values[name].value for name in OPTIONS if values[name].value is not None}
     check_options(values, options)
     model = load(values)
@@ -86,17 +87,18 @@ def sample(values: flags.FlagValues, words: list[str]) -> None:
 
 
 def check_options(values: flags.FlagValues, options: dict[str, Any]) -> None:
-    """Refuses what cannot work before anything is loaded."""
+    """Refuses bad options before anything is loaded."""
     SampleConfig(**options)
     checked("seed", values.seed, int, INT32)
     checked("num_samples", values.num_samples, int, POSITIVE)
     if values.interactive and (values.num_samples > 1 or values.out):
-        raise UserError("--interactive makes one text at a time: leave out --num_samples and --out")
+        raise UserError("--interactive draws one text at a time: leave out --num_samples and --out")
 
 
 def load(values: flags.FlagValues) -> "TrainedModel":
-    """The model, after telling on stderr which one it is."""
+    """The model. Prints on stderr which one it is."""
     workdir = Path(values.workdir) if values.workdir else newest_run(Path("runs"))
+    command_line.tell(f"loading {workdir}")  # Loading JAX takes seconds.
     from gpt_jax.devices.compiler import set_up_compiler
 
     set_up_compiler()
@@ -106,12 +108,14 @@ def load(values: flags.FlagValues) -> "TrainedModel":
     command_line.tell(f"{workdir}, step {model.step:,}: {model.described_loss}")
     prompt = model.config.sample.prompt
     if values.prompt is None and not values.interactive and model.sample_config().prompt != prompt:
-        command_line.tell(f"note: the vocabulary lacks a character of {prompt!r}: no prompt")
+        command_line.tell(
+            f"note: the vocabulary lacks a character of {prompt!r}: no prompt is used"
+        )
     return model
 
 
 def share_cores(num_samples: int) -> None:
-    """Makes each core a device, before JAX starts: they share the samples."""
+    """Makes each core a device that draws some of the samples. Call it before JAX starts."""
     from gpt_jax.devices import start_devices, usable_cores
 
     count = min(usable_cores(), num_samples)
@@ -119,7 +123,7 @@ def share_cores(num_samples: int) -> None:
 
 
 def show(pieces: Iterable[list[str]]) -> None:
-    """Prints the first text as it is made, then the others."""
+    """Prints the first text while it is drawn, then the others."""
     made = []
     for piece in pieces:
         print(piece[0], end="", flush=True)
@@ -129,10 +133,10 @@ def show(pieces: Iterable[list[str]]) -> None:
 
 
 def write(pieces: Iterable[list[str]], path: Path) -> None:
-    """Writes all texts into a file, as a whole or not at all.
+    """Writes all texts into a file, whole or not at all.
 
     Raises:
-      UserError: when the file cannot be written; told before a text is made.
+      UserError: if the file cannot be written. This is found before a text is drawn.
     """
     try:
         if path.is_dir():
@@ -149,7 +153,7 @@ def write(pieces: Iterable[list[str]], path: Path) -> None:
 
 
 def joined(texts: list[str]) -> str:
-    """The texts with a line between each two that occurs in none of them."""
+    """The texts, separated by lines that occur in none of them."""
     bar = "=" * 8
     while any(f"\n{bar}" in f"\n{text}" for text in texts):
         bar += "="

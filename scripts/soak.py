@@ -1,10 +1,11 @@
-"""Kills a run again and again, and shows that nothing of it is lost.
+"""Kills a run again and again, and shows that nothing is lost.
 
     python scripts/soak.py --kills=300 --seed=0
 
-A small model is trained by train.py in a process that is killed (SIGKILL) at a random moment; the
-same command goes on, until the run is finished. Its arrays, its log and its text are then those of
-a run that nobody disturbed, bit for bit.
+train.py trains a small model. Its process is killed (SIGKILL) at a random
+moment, and the same command resumes the run, until the run is finished. Its
+arrays, log and sample then equal those of a run that was never killed, bit for
+bit.
 """
 
 import collections
@@ -33,10 +34,12 @@ SMALL = {
 
 
 def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
-    """How often, how long, and when."""
-    flags.DEFINE_integer("kills", 100, "Kills at most; then it may finish.", flag_values=values)
-    flags.DEFINE_integer("steps", 10_000, "Steps of the run.", flag_values=values)
-    flags.DEFINE_integer("seed", 0, "Of the moments of the kills.", flag_values=values)
+    """Adds the flags: how many kills, how many steps, and the seed."""
+    flags.DEFINE_integer(
+        "kills", 100, "Maximum number of kills; then the run may finish.", flag_values=values
+    )
+    flags.DEFINE_integer("steps", 10_000, "Steps in the run.", flag_values=values)
+    flags.DEFINE_integer("seed", 0, "Seed of the moments of the kills.", flag_values=values)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -52,10 +55,10 @@ def main(argv: Sequence[str]) -> int:
 
 
 def compare(folder: Path, kills: int, steps: int, moments: random.Random) -> None:
-    """Runs both, and says what became of the one that was killed.
+    """Runs both and compares them.
 
     Raises:
-      UserError: where the two are not the same.
+      UserError: if they differ.
     """
     from gpt_jax.text import play
 
@@ -68,15 +71,15 @@ def compare(folder: Path, kills: int, steps: int, moments: random.Random) -> Non
     end(process)
     hits = kill_often(killed, kills, steps, moments, 2 * first_line_s)
     end(start(killed, steps))
-    told = ", ".join(f"{count} {where}" for where, count in sorted(hits.items()))
-    print(f"{hits.total()} kills ({told}); no checkpoint was lost")
+    counts = ", ".join(f"{count} {where}" for where, count in sorted(hits.items()))
+    print(f"{hits.total()} kills ({counts}); no checkpoint was lost")
     if unlike := differences(straight, killed):
-        raise UserError(f"not as in the run that nobody disturbed: {', '.join(unlike)}")
+        raise UserError(f"these differ from the run that was never killed: {', '.join(unlike)}")
     print(f"{len(arrays(killed))} arrays, {len(log(killed))} lines and the text: same bit for bit")
 
 
 def differences(one: Path, other: Path) -> list[str]:
-    """What of two runs is not the same, bit for bit."""
+    """The parts in which two runs differ, bit for bit."""
     parts = {"arrays": arrays, "log": log, "text": sample}
     return [name for name, of in parts.items() if of(one) != of(other)]
 
@@ -84,10 +87,10 @@ def differences(one: Path, other: Path) -> list[str]:
 def kill_often(
     workdir: Path, kills: int, steps: int, moments: random.Random, longest_s: float
 ) -> collections.Counter[str]:
-    """Kills the run at moments up to `longest_s` after its start. Returns when that was.
+    """Kills the run up to `longest_s` after each start. Returns what it was doing.
 
     Raises:
-      UserError: when a checkpoint was lost.
+      UserError: if a checkpoint was lost.
     """
     hits: collections.Counter[str] = collections.Counter()
     console = Console(stderr=True)
@@ -107,7 +110,7 @@ def kill_often(
 
 
 def start(workdir: Path, steps: int) -> subprocess.Popen[str]:
-    """train.py in a process of its own."""
+    """Starts train.py in another process."""
     settings = SMALL | {"data.corpus": workdir.parent / "corpus.txt", "train.steps": steps}
     command = [sys.executable, str(Path(__file__).parent / "train.py"), f"--workdir={workdir}"]
     command += [f"--config.{name}={value}" for name, value in settings.items()]
@@ -115,20 +118,20 @@ def start(workdir: Path, steps: int) -> subprocess.Popen[str]:
 
 
 def end(process: subprocess.Popen[str]) -> None:
-    """Waits for a run to finish. Raises UserError when it does not."""
-    _, told = process.communicate()
+    """Waits for a run to finish. Raises UserError if it fails."""
+    _, message = process.communicate()
     if process.returncode:
-        raise UserError(f"train.py ended with {process.returncode}: {told.strip()}")
+        raise UserError(f"train.py ended with {process.returncode}: {message.strip()}")
 
 
 def saved(workdir: Path) -> list[int]:
-    """The steps of the checkpoints that are complete."""
+    """The steps of the complete checkpoints."""
     found = (workdir / "checkpoints").glob("[0-9]*/commit_success.txt")
     return [int(path.parent.name) for path in found if path.parent.name.isdecimal()]
 
 
 def moment(workdir: Path, lines: int) -> str:
-    """What the run was doing that was killed, its log having had so many lines before."""
+    """What the killed run was doing; its log had `lines` lines when it started."""
     if len(log(workdir)) <= lines:
         return "before its first line"
     unfinished = any((workdir / "checkpoints").glob("*.orbax-checkpoint-tmp"))
@@ -136,7 +139,7 @@ def moment(workdir: Path, lines: int) -> str:
 
 
 def log(workdir: Path) -> list[dict[str, Any]]:
-    """The lines of its log without what a clock has said."""
+    """The lines of the log without the measured times."""
     from gpt_jax.training.log import read_metrics
 
     clock = ("tokens_per_s", "elapsed_s")
@@ -145,7 +148,7 @@ def log(workdir: Path) -> list[dict[str, Any]]:
 
 
 def sample(workdir: Path) -> list[str]:
-    """The texts of a run."""
+    """The samples of a run."""
     return [path.read_text(encoding="utf-8") for path in (workdir / "samples").glob("*.txt")]
 
 
@@ -161,7 +164,7 @@ def arrays(workdir: Path) -> dict[str, bytes]:
     from gpt_jax.training.state import abstract_state
 
     config, one = record.existing_record(workdir).config, MeshConfig(cpu_devices=1)
-    mesh = make_mesh(one, start_devices(one, 1))  # They are the same on any.
+    mesh = make_mesh(one, start_devices(one, 1))  # The arrays are the same on any devices.
     abstract = abstract_state(config, mesh)
     with Checkpoints.for_reading(workdir / "checkpoints") as checkpoints:
         state = checkpoints.restore(checkpoints.latest_step, abstract)

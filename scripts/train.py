@@ -1,13 +1,15 @@
-"""Trains a GPT, or goes on with a run that was stopped.
+"""Trains a GPT, or resumes a run that was stopped.
 
     python scripts/train.py --config=configs/tiny.py
-    python scripts/train.py --config=configs/tiny.py --config.data.corpus=my.txt --workdir=runs/mine
-    python scripts/train.py --init_from=gpt2 --config.train.steps=0 --workdir=runs/gpt2
+    python scripts/train.py --config.data.corpus=my.txt --workdir=runs/mine
+    python scripts/train.py --init_from=gpt2 --config.train.steps=0
     python scripts/train.py --config=configs/gpt2.py:small --plan
-    python scripts/train.py --distributed --coordinator=HOST:PORT --num_processes=2 --process_id=0
     python scripts/train.py --help_config
+    python scripts/train.py --distributed --coordinator=HOST:PORT \\
+        --num_processes=2 --process_id=0
 
-The same command, given again, goes on from the newest checkpoint in the run's folder.
+The same command, given again, resumes from the newest checkpoint in the run's
+folder.
 """
 
 import contextlib
@@ -21,46 +23,52 @@ import command_line
 from absl import flags
 from rich.table import Column, Table
 
-from gpt_jax.config import SECTIONS, Cluster, Config
-from gpt_jax.config.table import HEADINGS, section_rows
+from gpt_jax.config import ALLOWED, FIXED, FREE, SECTIONS, Cluster, Config
+from gpt_jax.config.table import section_rows
 from gpt_jax.errors import UserError
-from gpt_jax.runs import one_writer
+from gpt_jax.training.display import LABEL_WIDTH, RunConsole, facts, short_path, show
 from gpt_jax.training.stopping import ALREADY_FINISHED, stopping_on_signals
 
 if TYPE_CHECKING:
     from gpt_jax.training.plan import Plan
 
 
+CHANGES = {FREE: "may change", ALLOWED: "with --resume_allow", FIXED: "fixed"}
+
+
 def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
-    """--config and its overrides, and what else a run can be told."""
+    """Adds --config with its overrides, and the script's own flags."""
     command_line.define_config(values, argv)
     for name, meaning in (
-        ("workdir", "Folder of the run; runs/<name of the config or weights> unless given."),
-        ("init_from", "Folder with GPT-2's weights as Hugging Face has them, to begin from."),
-        ("coordinator", "With --distributed: HOST:PORT where process 0 listens to the others."),
-        ("coordinator_bind", "Address at which it listens there; HOST unless given."),
+        ("workdir", "Folder of the run; default: runs/ and the name of the config or weights."),
+        ("init_from", "Begin from GPT-2 weights: a folder in Hugging Face's format."),
     ):
         flags.DEFINE_string(name, "", meaning, flag_values=values)
-    for name, meaning in (
-        ("tensorboard", "Write event files for TensorBoard, too."),
-        ("plan", "Do not train: show what it would take."),
-        ("help_config", "Show every setting, its default and range."),
-        ("distributed", "Train together with other processes, each started by this command."),
-    ):
-        flags.DEFINE_boolean(name, False, meaning, flag_values=values)
-    for name, default, meaning in (
-        ("num_processes", None, "How many processes train together."),
-        ("process_id", None, "Which of them this is, from 0."),
-        ("join_timeout", 300, "Seconds to wait for the others at the start."),
-    ):
-        flags.DEFINE_integer(name, default, meaning, flag_values=values)
     flags.DEFINE_multi_string(
         "resume_allow",
         [],
-        "A field that may differ from what the run began with: --resume_allow=train.steps to "
-        "train a finished run for longer. Can be given several times.",
+        "A setting that may differ from the run to resume, such as train.steps to train a "
+        "finished run for longer. Can be given several times.",
         flag_values=values,
     )
+    for name, meaning in (
+        ("tensorboard", "Also write TensorBoard's event files."),
+        ("plan", "Show what training would take, and do not train."),
+        ("help_config", "Show every setting with its default and range."),
+        ("distributed", "Train together with other processes, each started by this command."),
+    ):
+        flags.DEFINE_boolean(name, False, meaning, flag_values=values)
+    for name, meaning in (
+        ("coordinator", "HOST:PORT where process 0 listens to the others."),
+        ("coordinator_bind", "Address at which process 0 listens; default: HOST."),
+    ):
+        flags.DEFINE_string(name, "", meaning, flag_values=values)
+    for name, default, meaning in (
+        ("num_processes", None, "Number of processes."),
+        ("process_id", None, "Number of this process, from 0."),
+        ("join_timeout", 300, "Seconds to wait for the other processes at the start."),
+    ):
+        flags.DEFINE_integer(name, default, meaning, flag_values=values)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -80,37 +88,50 @@ def main(argv: Sequence[str]) -> int:
                 )
             show_plan(config, init_from)
             return None
-        named = init_from or command_line.config_file(values)
-        workdir = Path(values.workdir or default_workdir(named)).expanduser().absolute()
-        # Before anything heavy is loaded; several processes must meet first.
+        recipe = command_line.config_file(values)
+        default = default_workdir(init_from or recipe)
+        workdir = Path(values.workdir or default).expanduser().absolute()
+        if cluster is None or cluster.process_id == 0:
+            show_beginning(workdir, recipe)
+        from gpt_jax.runs import one_writer  # Loads NumPy, so after the first lines.
+
+        # Takes the folder before JAX is loaded; several processes must meet first.
         with meet(cluster, config, workdir) if cluster else one_writer(workdir):
             return train(config, workdir, values, argv, init_from)
 
     return command_line.run(show_or_train, define_flags, argv, __doc__ or "")
 
 
+def show_beginning(workdir: Path, recipe: str) -> None:
+    """Prints where the run is and what it follows, before JAX is loaded, which takes seconds."""
+    console = RunConsole()
+    room = console.width - LABEL_WIDTH
+    rows = [("run", short_path(workdir, room)), ("recipe", short_path(recipe, room))]
+    show(console, facts(rows, console.width))
+
+
 def read_cluster(values: flags.FlagValues) -> Cluster | None:
     """The processes that train together; None without --distributed.
 
     Raises:
-      UserError: for flags that say half of it, or belong to --distributed alone.
+      UserError: if a flag is missing, or needs --distributed.
     """
     names = ("coordinator", "num_processes", "process_id", "coordinator_bind", "join_timeout")
     if values.distributed:
-        told: list[Any] = [values[name].value for name in names]
-        return Cluster(*told)
-    if given := [name for name in names if values[name].present]:
-        raise UserError(f"--{given[0]} is for several processes: give --distributed, too")
+        given: list[Any] = [values[name].value for name in names]
+        return Cluster(*given)
+    if present := [name for name in names if values[name].present]:
+        raise UserError(f"--{present[0]} is for several processes: give --distributed, too")
     return None
 
 
 @contextlib.contextmanager
 def meet(cluster: Cluster, config: Config, workdir: Path) -> Iterator[None]:
-    """Joins the other processes, and holds the folder of the run for all of them."""
+    """Joins the other processes, and takes the folder of the run for all of them."""
     from gpt_jax.devices.compiler import set_up_compiler
     from gpt_jax.training import meeting
 
-    set_up_compiler()  # What they agree on is compiled, too.
+    set_up_compiler()  # The messages between processes are compiled, too.
     with meeting.joined(cluster, config, workdir):
         yield
 
@@ -119,7 +140,7 @@ def train(
     config: Config, workdir: Path, values: flags.FlagValues, argv: Sequence[str], init_from: str
 ) -> int:
     """Trains, and prints how to resume a run that was stopped. Returns the exit status."""
-    # Not before --help and bad input were answered: it loads JAX.
+    # These load JAX, so they come after --help and bad input.
     from gpt_jax.devices import processes
     from gpt_jax.devices.compiler import set_up_compiler
     from gpt_jax.training import loop
@@ -132,31 +153,32 @@ def train(
     if stop.is_resumable:
         command_line.tell(f"\nstopped by {stop.reason}: the same command resumes the run")
     if stop == ALREADY_FINISHED:
-        print(f"{workdir} is finished: {config.train.steps} steps. For a new run of the same:")
+        print(f"The run is finished: {config.train.steps:,} steps. To start a new one like it:")
         print(f"  {new_run_command(argv, workdir)}")
     return stop.status
 
 
 def show_settings() -> None:
-    """Prints every setting; one is changed by --config.<field>=<value>."""
-    console = command_line.ResultConsole()
+    """Prints every setting: its default, meaning and range, and whether it may change."""
+    print("--config.<setting>=<value> changes one. In brackets: the allowed values, and")
+    print("whether a resumed run may change it.\n")
     for section in SECTIONS:
-        field, *others = HEADINGS
-        table = Table(Column(field, no_wrap=True), *others, box=None)
-        for row in section_rows(section):
-            table.add_row(*row)
-        console.print(table, "")
+        rows = [
+            (f"{name}={default}", f"{meaning} [{allowed}; {CHANGES[change]}]")
+            for name, default, allowed, meaning, change in section_rows(section)
+        ]
+        print(facts(rows, 80, 28), end="\n\n")
 
 
 def show_plan(config: Config, init_from: str) -> None:
-    """Prints what training would take, and touches no folder."""
+    """Prints what training would take. Writes no file."""
     from gpt_jax.devices.compiler import set_up_compiler
     from gpt_jax.training import beginning
     from gpt_jax.training.plan import plan
 
     config = beginning.configured(config, init_from, None, Path())
     set_up_compiler()  # Training then finds the step compiled.
-    command_line.tell("planning; where the devices are at hand, the step is compiled")
+    command_line.tell("planning (this compiles the step if the devices are here)")
     table = Table("figure", Column("", justify="right"), "meaning", box=None)
     for row in plan_rows(plan(config)):
         table.add_row(*row)
@@ -164,7 +186,7 @@ def show_plan(config: Config, init_from: str) -> None:
 
 
 def plan_rows(plan: "Plan") -> list[tuple[str, str, str]]:
-    """A row for every figure of a plan: its name, itself, what it means."""
+    """A row for every figure of a plan: name, value, meaning."""
     c, count = plan.config, f"{plan.config.train.batch_size} x {plan.config.model.block_size}"
     most = "at most (XLA)" if plan.at_hand else "at least (by counting)"
     rows = [
@@ -206,7 +228,7 @@ def default_workdir(config_file: str) -> Path:
 
 
 def new_run_command(argv: Sequence[str], workdir: Path) -> str:
-    """The command line again, with the first folder beside `workdir` that does not exist yet."""
+    """The same command line with a new folder: the next free number after `workdir`."""
     number = 2
     while (new := workdir.with_name(f"{workdir.name}-{number}")).exists():
         number += 1

@@ -10,8 +10,9 @@ from gpt_jax.devices.batch_layout import make_batch_layout
 from gpt_jax.devices.device_count import start_devices
 from gpt_jax.devices.mesh import make_mesh
 from gpt_jax.text.windows import train_batch
+from gpt_jax.training import run
 from gpt_jax.training.state import abstract_state, init_state
-from gpt_jax.training.step import jit_train_step
+from gpt_jax.training.step import jit_eval_step, jit_train_step
 
 TOKENS = np.random.default_rng(0).integers(0, 11, 500).astype(np.uint8)
 
@@ -49,3 +50,22 @@ def target(shape):
     """A tree of one array to restore, on one device."""
     sharding_of_one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     return {"w": jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding_of_one)}
+
+
+def share_steps(monkeypatch):
+    """Makes whole runs in a test share their compiled steps with runs of the same kind.
+
+    Otherwise each call of `loop.train` traces and lowers its steps again: about a second.
+    """
+    monkeypatch.setattr(run, "jit_train_step", lambda *args: shared(jit_train_step, *args))
+    monkeypatch.setattr(run, "jit_eval_step", lambda *args: shared(jit_eval_step, *args))
+
+
+def shared(make, config, abstract, layout):
+    key = make, config.model, config.optimizer, config.train.steps, layout
+    if key not in SHARED:
+        SHARED[key] = make(config, abstract, layout)
+    return SHARED[key]
+
+
+SHARED = {}

@@ -1,4 +1,4 @@
-"""A trained model from Python: text in, text and losses out, the same as by hand."""
+"""A trained model from Python: text in, text and losses out."""
 
 import asyncio
 import dataclasses
@@ -25,7 +25,7 @@ def copy(trained, tmp_path):
     return shutil.copytree(trained, tmp_path / "copy")
 
 
-def test_load_says_what_it_loaded(trained, run):
+def test_load_records_step_and_validation_loss(trained, run):
     losses = {
         entry["step"]: entry["val/loss"]
         for entry in read_metrics(trained / "metrics.jsonl")
@@ -33,7 +33,7 @@ def test_load_says_what_it_loaded(trained, run):
     }
     assert run.step == min(losses, key=losses.get) == 100
     assert run.val_loss == losses[run.step]
-    assert run.described_loss == f"held-out loss {run.val_loss:.4f} nats per token"
+    assert run.described_loss == f"validation loss {run.val_loss:.4f} nats per token"
     assert gpt_jax.load(str(trained), "latest").step == gpt_jax.load(trained, 200).step == 200
     assert str(trained) in repr(run)
     assert "Array" not in repr(run)
@@ -47,19 +47,19 @@ def test_generate_continues_the_prompt(run):
     assert text != run.generate("KING", max_new_tokens=30, seed=1)
 
 
-def test_what_is_not_given_is_as_the_run_recorded_it(run):
+def test_defaults_are_those_recorded_by_the_run(run):
     assert len(run.generate()) == len("The ") + 20
     assert run.generate().startswith("The ")
     assert run.sample_config("x", top_k=3).top_k == 3
 
 
-def test_an_empty_prompt_is_no_part_of_the_text(run):
+def test_an_empty_prompt_adds_nothing_to_the_text(run):
     assert len(run.generate("", max_new_tokens=7)) == 7
 
 
 @pytest.fixture(scope="module")
 def logits_after(run):
-    """Uncached logits after the tokens of a window; what fills it up comes later, unseen."""
+    """Uncached logits after the tokens of a window. The padding comes later, where none sees it."""
     apply = jax.jit(GPT(run.config.model).apply)
 
     def call(window):
@@ -79,7 +79,7 @@ def test_greedy_text_is_the_argmax_of_the_uncached_model(run, logits_after):
         window.append(int(new))
 
 
-def test_a_batch_is_its_samples(run):
+def test_a_batch_contains_the_single_samples(run):
     texts = run.generate_batch("The ", 4, max_new_tokens=40, seed=3)
     assert len(set(texts)) == 4
     assert run.generate_batch("The ", 2, max_new_tokens=40, seed=3) == texts[:2]
@@ -94,7 +94,7 @@ def test_streamed_pieces_join_to_the_texts(run):
     assert texts == run.generate_batch("The ", 2, max_new_tokens=40, seed=3)
 
 
-def test_a_text_ends_before_the_stop_string_and_nothing_is_made_after_it(run, monkeypatch):
+def test_a_text_ends_before_the_stop_string(run, monkeypatch):
     whole = run.generate("The ", max_new_tokens=200, seed=3)
     stop = whole[30:33]
     assert run.generate("The ", max_new_tokens=200, seed=3, stop=stop) == whole.split(stop)[0]
@@ -117,14 +117,14 @@ def test_a_text_ends_before_the_stop_string_and_nothing_is_made_after_it(run, mo
         ({"seed": 1.5}, "seed = 1.5"),
     ],
 )
-def test_what_cannot_be_generated_is_told_at_the_call(run, arguments, words):
+def test_bad_arguments_are_rejected_at_the_call(run, arguments, words):
     with pytest.raises(UserError, match=words):
         run.generate(**arguments)
     with pytest.raises(UserError, match=words):
         run.stream(**arguments)
 
 
-def test_numbers_of_samples_and_pieces_and_names_of_options_are_checked(run):
+def test_numbers_of_samples_and_pieces_and_option_names_are_checked(run):
     with pytest.raises(UserError, match="num_samples = 0"):
         run.generate_batch(num_samples=0)
     with pytest.raises(UserError, match="piece = -1"):
@@ -133,14 +133,14 @@ def test_numbers_of_samples_and_pieces_and_names_of_options_are_checked(run):
         run.generate_batch(max_tokens=3)
 
 
-def test_numbers_of_numpy_serve_as_pythons(run):
+def test_numpy_numbers_are_accepted(run):
     expected = run.generate(temperature=0.5, top_k=5, seed=3, max_new_tokens=9)
     options = {"temperature": np.float64(0.5), "top_k": np.int64(5), "max_new_tokens": np.int32(9)}
     assert run.generate(seed=np.uint8(3), **options) == expected
 
 
 @pytest.mark.parametrize("length", [2, 16, 17, 18, 300])
-def test_losses_are_those_of_the_model_window_by_window(run, trained, logits_after, length):
+def test_token_losses_match_the_model_window_by_window(run, trained, logits_after, length):
     text = (trained.parent.parent / "corpus.txt").read_text(encoding="utf-8")[-length:]
     ids = run.tokenizer.encode(text)
     expected = [
@@ -151,33 +151,33 @@ def test_losses_are_those_of_the_model_window_by_window(run, trained, logits_aft
     assert run.loss(text) == pytest.approx(np.mean(expected), abs=1e-5)
 
 
-def test_the_loss_of_the_held_out_text_is_the_one_of_the_log(run, trained):
-    """2,000 held-out characters: 124 windows whose inputs and targets are 1,985 of them."""
+def test_the_loss_of_the_validation_text_is_the_logged_one(run, trained):
+    """Of 2,000 validation characters, the 124 windows use 1,985 as inputs and targets."""
     text = (trained.parent.parent / "corpus.txt").read_text(encoding="utf-8")[-2000:]
     assert run.loss(text[: 124 * 16 + 1]) == pytest.approx(run.val_loss, abs=1e-5)
 
 
 @pytest.mark.parametrize(("text", "words"), [("", "0 token"), ("a", "1 token"), ("aπ", "'π'")])
-def test_a_text_without_a_loss_is_refused(run, text, words):
+def test_a_text_without_a_loss_is_rejected(run, text, words):
     with pytest.raises(UserError, match=words):
         run.loss(text)
 
 
 @pytest.mark.parametrize("prompt", ["", "T", "The king and the queen of the realm "])
-def test_chances_of_the_next_token(run, prompt):
+def test_probabilities_of_the_next_token(run, prompt):
     pairs = run.next_token(prompt)
     assert sorted(token for token, _ in pairs) == sorted(run.tokenizer.characters)
-    chances = [chance for _, chance in pairs]
-    assert chances == sorted(chances, reverse=True)
-    assert sum(chances) == pytest.approx(1, abs=1e-5)
+    probs = [p for _, p in pairs]
+    assert probs == sorted(probs, reverse=True)
+    assert sum(probs) == pytest.approx(1, abs=1e-5)
     half = run.config.with_values("model", matmul_dtype="bfloat16")
     assert dataclasses.replace(run, config=half).next_token(prompt) == pairs
     greedy = run.generate(prompt, max_new_tokens=1, temperature=0)
     assert greedy == prompt + pairs[0][0]
 
 
-def test_it_works_where_an_event_loop_is_running(trained):
-    """As in a notebook."""
+def test_it_works_inside_a_running_event_loop(trained):
+    """A notebook has one."""
 
     async def cell():
         return gpt_jax.load(trained).generate("The ", max_new_tokens=5)
@@ -185,35 +185,35 @@ def test_it_works_where_an_event_loop_is_running(trained):
     assert len(asyncio.run(cell())) == 9
 
 
-def test_a_run_alone_is_enough(copy, trained, run, monkeypatch):
-    """Without the corpus, from elsewhere, and the folder stays as it was."""
+def test_loading_needs_only_the_run_and_changes_nothing(copy, trained, run, monkeypatch):
+    """It needs no corpus and no current directory, and the folder stays as it was."""
     monkeypatch.chdir(copy.parent)
     before = sorted(path.relative_to(copy) for path in copy.rglob("*"))
     assert gpt_jax.load("copy").generate(max_new_tokens=9) == run.generate(max_new_tokens=9)
     assert sorted(path.relative_to(copy) for path in copy.rglob("*")) == before
 
 
-def test_reading_leaves_what_another_process_is_saving(copy):
+def test_loading_keeps_a_checkpoint_that_is_being_saved(copy):
     unfinished = copy / "checkpoints" / "300.orbax-checkpoint-tmp"
     unfinished.mkdir()
     assert gpt_jax.load(copy, "latest").step == 200
     assert unfinished.exists()
 
 
-def test_a_folder_without_a_run_is_refused_and_not_made(tmp_path):
+def test_a_folder_without_a_run_is_rejected_and_not_made(tmp_path):
     with pytest.raises(UserError, match="nothing holds no run"):
         gpt_jax.load(tmp_path / "nothing")
     assert not (tmp_path / "nothing").exists()
 
 
-def test_a_run_without_a_checkpoint_is_refused(copy):
+def test_a_run_without_a_checkpoint_is_rejected(copy):
     shutil.rmtree(copy / "checkpoints")
     with pytest.raises(UserError, match="holds no checkpoint: train first"):
         gpt_jax.load(copy)
     assert not (copy / "checkpoints").exists()
 
 
-def test_a_step_that_is_not_there_is_refused(trained):
+def test_a_missing_step_is_rejected(trained):
     with pytest.raises(UserError, match="no step '7': choose best, latest or one of"):
         gpt_jax.load(trained, 7)
 
@@ -230,10 +230,10 @@ def test_a_step_that_is_not_there_is_refused(trained):
             r"wpe/embedding is \(16, 32\) float32 there and \(32, 32\) float32 here",
         ),
         ("tie_embeddings", True, "lm_head/kernel"),
-        ("vocab_size", 9, "tokenizer.json has .* tokens, the model of config.json 9"),
+        ("vocab_size", 9, "tokenizer.json has .* tokens, the model in config.json only 9"),
     ],
 )
-def test_a_checkpoint_that_does_not_fit_its_config_is_refused(copy, name, value, words):
+def test_a_checkpoint_that_does_not_fit_its_config_is_rejected(copy, name, value, words):
     record = json.loads((copy / "config.json").read_text(encoding="utf-8"))
     record["config"]["model"][name] = value
     (copy / "config.json").write_text(json.dumps(record), encoding="utf-8")

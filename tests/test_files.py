@@ -1,11 +1,11 @@
-"""A file is replaced as a whole or not at all."""
+"""A file is replaced whole or not at all."""
 
 import pytest
 
 from gpt_jax.files import replacing
 
 
-def test_until_all_is_written_the_old_file_stands(tmp_path):
+def test_the_old_file_stays_until_the_new_one_is_complete(tmp_path):
     path = tmp_path / "file"
     path.write_text("old")
     with replacing(path) as file:
@@ -16,7 +16,7 @@ def test_until_all_is_written_the_old_file_stands(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_after_a_failure_the_old_file_stands_and_nothing_else(tmp_path):
+def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "file"
     path.write_text("old")
     with pytest.raises(KeyboardInterrupt), replacing(path) as file:
@@ -26,7 +26,7 @@ def test_after_a_failure_the_old_file_stands_and_nothing_else(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_link_stays_and_what_it_names_is_replaced(tmp_path):
+def test_a_link_stays_and_its_target_is_replaced(tmp_path):
     (tmp_path / "file").write_text("old")
     (tmp_path / "link").symlink_to(tmp_path / "file")
     with replacing(tmp_path / "link") as file:

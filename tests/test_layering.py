@@ -25,12 +25,16 @@ HOUSE = {
     "devices": [
         *("hardware", "device_count", "mesh", "batch_layout", "sharding", "processes", "compiler"),
     ],
-    "runs": ["lock", "checkpoint_list", "record", "resume", "damage", "digest", "checkpoints"],
+    "runs": [
+        *("lock", "checkpoint_list", "record", "resume", "checkpoint_files", "damage", "digest"),
+        *("checkpoints", "recovery"),
+    ],
     "sampling": ["sampler", "decode", "prompt"],
     "gpt2": ["names", "tensors", "folder", "weights", "export"],
     "training": [
-        *("optimizer", "state", "step", "communication", "run", "plan", "evaluation", "log"),
-        *("stopping", "tensorboard", "pictures", "monitor", "summary", "finish", "beginning"),
+        *("optimizer", "state", "step", "communication", "run", "plan", "evaluation"),
+        *("log", "clock", "display", "curves", "pictures", "stopping", "tensorboard"),
+        *("monitor", "summary", "finish", "beginning"),
         *("meeting", "loop", "benchmark"),
     ],
     "api": [],
@@ -42,7 +46,8 @@ ORDER = [
 ]
 WITHOUT_JAX = ["errors", "files", "config", "text"]
 WITHOUT_JAX += [f"runs.{name}" for name in ("lock", "checkpoint_list", "record", "resume")]
-WITHOUT_JAX += [f"training.{name}" for name in ("log", "stopping", "tensorboard", "pictures")]
+WITHOUT_JAX += [f"training.{name}" for name in ("log", "clock", "display", "curves", "pictures")]
+WITHOUT_JAX += [f"training.{name}" for name in ("stopping", "tensorboard")]
 
 
 def path_of(module: str) -> Path:

@@ -1,15 +1,15 @@
-"""Every setting of a run: its default, its range, its meaning, and the way in and out.
+"""Every setting of a run: its default, its range, its meaning, and its way in and out.
 
-Owns the configuration: frozen dataclasses inside the project, a ConfigDict at the edge. Knows
-nothing of JAX, files or text. Read sections.py first: it is the list of all settings.
+Owns the configuration: frozen dataclasses inside the project, a ConfigDict at the edge. Nothing
+here uses JAX, opens a file or reads text. Read sections.py first: it lists all settings.
 """
 
 from gpt_jax.config.cluster import Cluster
 from gpt_jax.config.config import (
     SECTIONS,
     Config,
+    automatic_settings,
     check_field,
-    choices,
     default_config,
     from_config_dict,
     on_resume,
@@ -23,7 +23,6 @@ from gpt_jax.config.sections import (
     TrainConfig,
 )
 from gpt_jax.config.setting import ALLOWED, ANY, FIXED, FREE, INT32, NOT_NEGATIVE, POSITIVE, checked
-from gpt_jax.errors import UserError
 
 __all__ = [
     "ALLOWED",
@@ -42,10 +41,9 @@ __all__ = [
     "OptimizerConfig",
     "SampleConfig",
     "TrainConfig",
-    "UserError",
+    "automatic_settings",
     "check_field",
     "checked",
-    "choices",
     "default_config",
     "from_config_dict",
     "on_resume",

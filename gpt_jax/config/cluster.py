@@ -1,4 +1,4 @@
-"""Where the processes of one run meet, as their command lines say it. Standard library only."""
+"""How the processes of one run meet, as given on their command lines. Standard library only."""
 
 import dataclasses
 
@@ -7,17 +7,18 @@ from gpt_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """One of several processes, and the others.
+    """The place of this process among the processes of one run.
 
     Attributes:
-      coordinator: "HOST:PORT" where process 0 listens; empty = all three are what JAX detects
-        (Slurm, Open MPI, Kubernetes, Cloud TPU).
-      num_processes, process_id: how many there are, and which one this is, from 0.
+      coordinator: "HOST:PORT" where process 0 listens. Empty: JAX detects it, num_processes and
+        process_id (under Slurm, Open MPI, Kubernetes and on Cloud TPU).
+      num_processes: how many processes there are.
+      process_id: the number of this process, from 0.
       bind: the address at which process 0 listens, without the port; empty = HOST.
-      timeout_s: how long to wait for the others.
+      timeout_s: how long to wait for the other processes, in seconds.
 
     Raises:
-      UserError: for what cannot be, or only half of it.
+      UserError: for a value that is impossible, or if some of the first three are missing.
     """
 
     coordinator: str = ""
@@ -28,12 +29,9 @@ class Cluster:
 
     def __post_init__(self) -> None:
         if self.timeout_s <= 0:
-            raise UserError(f"--join_timeout={self.timeout_s} is no time: give seconds above 0")
-        given = (
-            bool(self.coordinator),
-            self.num_processes is not None,
-            self.process_id is not None,
-        )
+            raise UserError(f"--join_timeout={self.timeout_s} is too short: give seconds above 0")
+        given = [bool(self.coordinator)]
+        given += [value is not None for value in (self.num_processes, self.process_id)]
         if any(given) and not all(given):
             raise UserError(
                 "--coordinator, --num_processes and --process_id belong together: give all three, "
@@ -50,20 +48,20 @@ class Cluster:
         host, _, port = self.coordinator.rpartition(":")
         if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
             raise UserError(
-                f"--coordinator={self.coordinator} is no HOST:PORT: name the host of process 0 and "
-                "a free port of it, such as localhost:8476"
+                f"--coordinator={self.coordinator} is not HOST:PORT: give the host of process 0 "
+                "and one of its free ports, such as localhost:8476"
             )
         count, number = self.num_processes or 0, self.process_id or 0
         if count < 1:
-            raise UserError(f"--num_processes={count} is no number of processes: give 1 or more")
+            raise UserError(f"--num_processes={count} is too few: give 1 or more")
         if not 0 <= number < count:
             raise UserError(
-                f"--process_id={number} is none of {count} processes: they are numbered from 0 to "
+                f"--process_id={number} is out of range: {count} processes are numbered from 0 to "
                 f"{count - 1}"
             )
 
     @property
     def bind_address(self) -> str:
-        """Where process 0 listens: anyone who reaches it can join, so never more than was asked."""
+        """Where process 0 listens: only where asked, because anyone who reaches it can join."""
         host, _, port = self.coordinator.rpartition(":")
         return f"{self.bind or host}:{port}"

@@ -1,8 +1,8 @@
-"""All settings of a run, and the way in and out of them.
+"""All settings of a run together, and their way in and out.
 
-Inside the project a configuration is a frozen `Config`, checked when it is made. At the edge
-(config files and `--config.model.n_layer=6`) it is a locked `ml_collections.ConfigDict`. The fields
-are those of `sections.py`. No jax.
+Inside the project a configuration is a frozen `Config`, which is checked when it is created. At
+the edge (config files and `--config.model.n_layer=6`) it is a locked `ml_collections.ConfigDict`.
+The settings themselves are in sections.py. No jax.
 """
 
 import dataclasses
@@ -30,34 +30,38 @@ SECTIONS: dict[str, type[Section]] = {
 
 
 def check_field(section: str, name: str) -> None:
-    """Raises UserError, with the nearest name, unless `section.name` is a field of `Config`."""
+    """Raises UserError, with the nearest name, unless `section.name` is a setting."""
     _check_section(section)
+    known = _names(SECTIONS[section])
     if not name:
         raise UserError(
             f"config.{section} is a group of settings: change one of them, such as "
-            f"--config.{section}.{dataclasses.fields(SECTIONS[section])[0].name}"
+            f"--config.{section}.{known[0]}"
         )
-    known = [field.name for field in dataclasses.fields(SECTIONS[section])]
     if name not in known:
         raise UserError(f"config.{section}.{name} does not exist{_nearest(name, known)}")
 
 
 def _check_section(section: str) -> None:
     if section not in SECTIONS:
-        for name, cls in SECTIONS.items():  # Perhaps it is a field, its section left out.
-            if section in [field.name for field in dataclasses.fields(cls)]:
+        for name, cls in SECTIONS.items():  # It may be a setting whose section is missing.
+            if section in _names(cls):
                 raise UserError(f"config.{section} does not exist: did you mean {name}.{section}?")
         raise UserError(f"config.{section} does not exist{_nearest(section, list(SECTIONS))}")
 
 
+def _names(section: type[Section]) -> list[str]:
+    return [field.name for field in dataclasses.fields(section)]
+
+
 def _nearest(name: str, known: list[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1)
-    return f": did you mean {close[0]}?" if close else f": there are {', '.join(known)}"
+    return f": did you mean {close[0]}?" if close else f": choose one of {', '.join(known)}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """All settings of a run. Raises UserError when made with values that cannot work."""
+    """All settings of a run. Raises UserError when it is created with values that cannot work."""
 
     model: GPTConfig = dataclasses.field(default_factory=GPTConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
@@ -69,17 +73,23 @@ class Config:
     def __post_init__(self) -> None:
         if self.optimizer.warmup_steps > self.train.steps > 0:
             raise UserError(
-                f"train.steps = {self.train.steps} ends before optimizer.warmup_steps = "
-                f"{self.optimizer.warmup_steps} are over: train longer or warm up for fewer steps"
+                f"optimizer.warmup_steps = {self.optimizer.warmup_steps} is more than train.steps "
+                f"= {self.train.steps}: train for more steps, or warm up for fewer"
             )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Mapping[str, Any]]) -> Self:
-        """The configuration made of nested `values`; what is missing has its default."""
+        """The configuration with nested `values`. A missing setting has its default.
+
+        Raises:
+          UserError: for an unknown name, or a value that cannot work.
+        """
         for section, fields in values.items():
             _check_section(section)
             if not isinstance(fields, Mapping):
-                raise UserError(f"config.{section} = {fields!r} is not a section: give it fields")
+                raise UserError(
+                    f"config.{section} = {fields!r} is not a group of settings: give a dictionary"
+                )
             for name in fields:
                 check_field(section, name)
         sections: dict[str, Any] = {
@@ -88,47 +98,48 @@ class Config:
         return cls(**sections)
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
-        """Plain nested dictionaries, as stored in a run's config.json."""
+        """Nested dictionaries of plain values, as in a run's config.json."""
         return dataclasses.asdict(self)
 
     def with_values(self, section: str, **values: Any) -> Self:
-        """A copy with some fields of one section replaced, checked again."""
+        """A copy with other values for some settings of one section, checked again."""
         changed = dataclasses.replace(getattr(self, section), **values)
         return dataclasses.replace(self, **{section: changed})
 
 
 def default_config() -> ConfigDict:
-    """The defaults as a locked ConfigDict: what a config file starts from."""
+    """The defaults as a locked ConfigDict, for a config file to start from."""
     return ConfigDict(Config().to_dict()).lock()
 
 
 def from_config_dict(config: ConfigDict) -> Config:
-    """The checked configuration behind a ConfigDict.
+    """The checked configuration with the values of a ConfigDict.
 
     Raises:
-      UserError: for a value out of range, a field that does not exist, or no ConfigDict at all.
+      UserError: for an unknown name, a value that cannot work, or anything but a ConfigDict.
     """
     if not isinstance(config, ConfigDict):
         raise UserError(
-            f"get_config() returned {config!r}: let it return default_config() with its changes"
+            f"get_config() returned {config!r}: return default_config() with your changes"
         )
     return Config.from_dict(config.to_dict())
 
 
-def on_resume(field: str) -> str:
-    """Whether a run that resumes may change a field, such as "train.steps".
+def on_resume(setting: str) -> str:
+    """Whether a setting, such as "train.steps", may change when a run resumes.
 
     Returns: FREE, ALLOWED or FIXED, see setting.py.
     """
-    section, _, name = field.partition(".")
-    return SECTIONS[section].on_resume(name)
+    section, _, name = setting.partition(".")
+    cls = SECTIONS[section]
+    return cls.__dataclass_fields__[name].metadata["on_resume"] or cls.ON_RESUME
 
 
-def choices() -> list[tuple[str, str, Any]]:
-    """Section, name and default of every setting whose default leaves the choice to the program."""
+def automatic_settings() -> list[tuple[str, str, Any]]:
+    """Section, name and default of every setting that the program chooses by default."""
     return [
         (section, field.name, field.default)
         for section, cls in SECTIONS.items()
         for field in dataclasses.fields(cls)
-        if field.metadata["is_choice"]
+        if field.metadata["automatic"]
     ]

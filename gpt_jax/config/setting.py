@@ -1,4 +1,4 @@
-"""One setting: its default, its rule, its meaning, and the sentence a bad value gets. No jax."""
+"""One setting: its default, its rule, its meaning, and the check of a value. No jax."""
 
 import contextlib
 import dataclasses
@@ -29,7 +29,7 @@ UP_TO_256 = Rule("1 to 256", lambda x: 1 <= x <= 256)
 UP_TO_1000 = Rule("0 to 1000", lambda x: 0 <= x <= 1000)
 INT32 = Rule("0 to 2**31 - 1", lambda x: 0 <= x < 2**31)
 TOKENIZER = Rule("char, byte, bpe, or a path to a tokenizer.json or its folder", FILLED.holds)
-BPE_SIZE = Rule("257 or more: all bytes and the end of a text", lambda x: x >= 257)
+BPE_SIZE = Rule("257 or more: the bytes and the end-of-text token", lambda x: x >= 257)
 REST_OR_POSITIVE = Rule("above 0, or -1 for the rest", lambda x: x > 0 or x == -1)
 
 
@@ -38,40 +38,45 @@ def one_of(*words: str) -> Rule:
     return Rule("one of " + ", ".join(words), lambda word: word in words)
 
 
-# Whether a run that resumes may change a setting.
+# Whether the setting may change when a run resumes.
 FREE = "yes"  # It does not change what the run computes, up to the order of float32 sums.
 ALLOWED = "with --resume_allow"
 FIXED = "no"  # The run's arrays or tokens depend on it.
 
 
 def setting(
-    default: Any, rule: Rule, meaning: str, on_resume: str = "", is_choice: bool = False
+    default: Any, rule: Rule, meaning: str, *, on_resume: str = "", automatic: bool = False
 ) -> Any:
-    """A dataclass field with everything there is to know about a setting.
+    """A dataclass field with all the facts about one setting.
 
     Args:
-      rule: what its values must satisfy.
-      meaning: what it does, in a few words.
+      rule: what a value must satisfy.
+      meaning: what the setting does, in a few words.
       on_resume: FREE, ALLOWED or FIXED; empty = as its section says.
-      is_choice: whether the default leaves the choice to the program. A run that resumes keeps what
-        was chosen when it began.
+      automatic: with the default, the program chooses. A run that resumes keeps the choice that
+        was made when it began.
     """
-    facts = {"rule": rule, "meaning": meaning, "on_resume": on_resume, "is_choice": is_choice}
+    facts = {"rule": rule, "meaning": meaning, "on_resume": on_resume, "automatic": automatic}
     return dataclasses.field(default=default, metadata=facts)
 
 
 def checked(name: str, value: Any, expected: type[Any], rule: Rule) -> Any:
-    """`value` as `expected` (an int serves as a float), or a UserError with `name` and the rule."""
-    number = {int: numbers.Integral, float: numbers.Real}.get(expected)  # NumPy's serve, too.
+    """`value` as the type `expected`, where a float may be given as an int.
+
+    Raises:
+      UserError: for another type, a float that is not finite, or a value that breaks the rule.
+    """
+    number = {int: numbers.Integral, float: numbers.Real}.get(expected)  # NumPy's numbers, too.
     if number and isinstance(value, number) and type(value) is not bool:
         with contextlib.suppress(OverflowError):
             value = expected(value)
     if type(value) is not expected:
         raise UserError(
-            f"{name} = {value!r} is not of type {expected.__name__}: {rule.text} is wanted"
+            f"{name} = {value!r} is not of type {expected.__name__}: give a value of this type "
+            f"({rule.text})"
         )
     if expected is float and not math.isfinite(value):
-        raise UserError(f"{name} = {value} is not a finite number: give one that is {rule.text}")
+        raise UserError(f"{name} = {value} is not a finite number: it must be {rule.text}")
     if not rule.holds(value):
         raise UserError(f"{name} = {value!r} is out of range: it must be {rule.text}")
     return value
@@ -79,7 +84,12 @@ def checked(name: str, value: Any, expected: type[Any], rule: Rule) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """One group of settings; making one checks every field."""
+    """One group of settings. Creating one checks every field.
+
+    Attributes:
+      SECTION: its name in `Config`.
+      ON_RESUME: whether its settings may change on resume, unless a setting says otherwise.
+    """
 
     SECTION: ClassVar[str] = ""
     ON_RESUME: ClassVar[str] = ALLOWED
@@ -89,9 +99,3 @@ class Section:
             name, value = f"{self.SECTION}.{field.name}", getattr(self, field.name)
             value = checked(name, value, type(field.default), field.metadata["rule"])
             object.__setattr__(self, field.name, value)
-
-    @classmethod
-    def on_resume(cls, name: str) -> str:
-        """Whether a run that resumes may change the setting `name`: FREE, ALLOWED or FIXED."""
-        field = cls.__dataclass_fields__[name]
-        return field.metadata["on_resume"] or cls.ON_RESUME

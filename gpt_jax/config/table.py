@@ -1,30 +1,30 @@
-"""The table of every setting, made from the dataclasses: for --help_config and docs/config.md."""
+"""The table of all settings, generated from sections.py: for --help_config and docs/config.md."""
 
 import dataclasses
 import inspect
 
-from gpt_jax.config.config import SECTIONS
+from gpt_jax.config.config import SECTIONS, on_resume
 
 HEADINGS = ("field", "default", "range", "meaning", "may change on resume")
 Row = tuple[str, str, str, str, str]
 
 
 def section_rows(section: str) -> list[Row]:
-    """A row for each field of a section: name, default, range, meaning, on resume."""
+    """One row per setting of a section, with the columns of `HEADINGS`."""
     return [
         (
             f"{section}.{field.name}",
             str(field.default),
             field.metadata["rule"].text,
             field.metadata["meaning"],
-            SECTIONS[section].on_resume(field.name),
+            on_resume(f"{section}.{field.name}"),
         )
         for field in dataclasses.fields(SECTIONS[section])
     ]
 
 
 def markdown() -> str:
-    """All sections as Markdown: a heading, a sentence and a table each."""
+    """All sections as Markdown, each with a heading, a sentence and a table."""
     return "\n".join(_section(section) for section in SECTIONS)
 
 

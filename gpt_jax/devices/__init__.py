@@ -1,7 +1,7 @@
-"""The machine: its devices, the mesh over them, the processes that share a run, the compiler.
+"""The machine: its devices, the mesh over them, the processes of one run, the compiler.
 
-Owns how many devices a run uses, where each array lies, and what several processes agree on. Knows
-nothing of training or of a run's files. Read mesh.py first, then sharding.py.
+Owns how many devices a run uses, where each array lies, and what several processes agree on. It
+does not touch training or a run's files. Read device_count.py and mesh.py first, then sharding.py.
 """
 
 from gpt_jax.devices.batch_layout import BatchLayout, make_batch_layout

@@ -1,4 +1,8 @@
-"""How the windows of a batch lie on the devices: microbatches and rows."""
+"""How a batch lies on the devices: microbatches, and the rows of each device.
+
+Shapes (the suffix of a name): N windows to choose from, B = A M windows of a batch, A microbatches
+one after another, M windows of one microbatch over all devices, W tokens of a window.
+"""
 
 import dataclasses
 import math
@@ -13,18 +17,19 @@ from gpt_jax.devices.device_count import largest_divisor
 from gpt_jax.devices.mesh import BATCH_AXES
 from gpt_jax.errors import UserError
 
-# A microbatch of about 256 tokens per core keeps its activations in cache: the step of
-# configs/tiny.py on 2 cores takes 126 ms, with 128, 512 or 1024 tokens at once 172, 148 and 167 ms.
+# A microbatch of about 256 tokens per core keeps its activations in cache. The step of
+# configs/tiny.py on 2 cores takes 126 ms with it, and 172, 148 and 167 ms with 128, 512 and 1024.
 CPU_MICROBATCH_TOKENS = 256
 
 
 @dataclasses.dataclass(frozen=True)
 class BatchLayout:
-    """How the B windows of a batch are laid out: A microbatches of M, shared by the devices.
+    """How the B windows of a batch are divided into A microbatches of M, shared by the devices.
 
     Attributes:
       microbatches: A.
-      rows: M, of which each device has `rows_per_device`.
+      rows: M, the rows of a microbatch on all devices.
+      rows_per_device: the rows of a microbatch on each device.
       sharding: of an array (A, M, W).
     """
 
@@ -34,41 +39,41 @@ class BatchLayout:
     sharding: NamedSharding
 
     def place(self, windows_NW: np.ndarray, rows_B: np.ndarray | None = None) -> jax.Array:
-        """B = A M windows on the devices, shape (A, M, W), int32; row b goes to divmod(b, M).
+        """The windows of a batch on the devices, shape (A, M, W), int32.
 
-        Each process reads only the windows of its own devices, so `windows_NW` may be a view into
-        more text than fits into memory.
+        Row b of the batch goes to position divmod(b, M). Each process reads only the windows of its
+        own devices, so `windows_NW` may be a view into more text than fits into memory.
 
         Args:
-          rows_B: which of the N windows are the batch's; None: all, in order (N = B).
+          rows_B: which of the N windows make the batch. None = all of them in order; then N = B.
         """
         shape = (self.microbatches, self.rows, windows_NW.shape[-1])
         rows_AM = (np.arange(len(windows_NW)) if rows_B is None else rows_B).reshape(shape[:2])
 
-        def own(index: Any) -> np.ndarray:
+        def local(index: Any) -> np.ndarray:
             return windows_NW[rows_AM[index[:2]]].astype(np.int32)
 
-        return jax.make_array_from_callback(shape, self.sharding, own)
+        return jax.make_array_from_callback(shape, self.sharding, local)
 
 
 def make_batch_layout(config: Config, mesh: Mesh | AbstractMesh) -> BatchLayout:
     """The layout of `train.batch_size` windows over the mesh.
 
     Raises:
-      UserError: when the devices or the microbatches cannot share the batch evenly.
+      UserError: if the devices or the microbatches cannot share the batch evenly.
     """
     batch_size, ways = config.train.batch_size, math.prod(mesh.shape[axis] for axis in BATCH_AXES)
     if batch_size % ways:
         raise UserError(
-            f"train.batch_size = {batch_size} is not a multiple of the {ways} devices that share it"
-            ": change it, or the mesh"
+            f"train.batch_size = {batch_size} is not a multiple of the {ways} devices that share "
+            "the batch: choose a multiple, or change the mesh"
         )
     local = batch_size // ways
     size = config.train.microbatch_size or _choose_microbatch(config, mesh, local)
     if local % size:
         raise UserError(
-            f"train.microbatch_size = {size} does not divide the {local} windows that each of "
-            f"{ways} devices has of train.batch_size = {batch_size}: choose a divisor"
+            f"train.microbatch_size = {size} does not divide the {local} windows that each of the "
+            f"{ways} devices gets of train.batch_size = {batch_size}: choose a divisor of {local}"
         )
     spec = PartitionSpec(None, BATCH_AXES)
     return BatchLayout(local // size, size * ways, size, NamedSharding(mesh, spec))
@@ -77,6 +82,7 @@ def make_batch_layout(config: Config, mesh: Mesh | AbstractMesh) -> BatchLayout:
 def _choose_microbatch(config: Config, mesh: Mesh | AbstractMesh, local: int) -> int:
     if isinstance(mesh, AbstractMesh) or mesh.devices.flat[0].platform != "cpu":
         return local
-    # Not one window, however long: an axis of size 1 makes XLA:CPU's sums over rows (softmax,
-    # LayerNorm) seven times slower; configs/small.py took 631 ms a step and with two windows 468.
+    # At least two windows, however long they are. An axis of size 1 makes XLA:CPU's sums over rows
+    # (softmax, LayerNorm) seven times slower: configs/small.py took 631 ms a step with one window
+    # and 468 ms with two.
     return largest_divisor(local, max(2, CPU_MICROBATCH_TOKENS // config.model.block_size))

@@ -1,4 +1,4 @@
-"""What was compiled once is kept, in the user's own cache folder, and its memory given back."""
+"""The compilation cache, in the user's own cache folder, and memory returned after compiling."""
 
 import ctypes
 import functools
@@ -12,20 +12,20 @@ import jax
 from gpt_jax.files import cache_folder
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
-LONG_COMPILE_S = 0.2  # What took less leaves little.
+LONG_COMPILE_S = 0.2  # A shorter compilation leaves little memory to return.
 
 
 @functools.cache
 def set_up_compiler() -> None:
-    """What every command does before it compiles anything, once."""
+    """Sets up the cache and the return of memory, once. Commands call it before compiling."""
     use_compilation_cache()
     give_memory_back()
 
 
 def use_compilation_cache() -> None:
-    """Lets JAX keep what it compiles, unless the user has set a cache, or none can be had safely.
+    """Lets JAX keep compiled programs, unless the user has set a cache or the folder is not safe.
 
-    A cached program is executed as it is found, so its folder must be the user's alone.
+    JAX runs a cached program without checking it, so nobody else may be able to write the folder.
     """
     if (
         getattr(jax.config, "jax_compilation_cache_dir", None)
@@ -41,23 +41,23 @@ def use_compilation_cache() -> None:
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
-        # The default of a second would leave out most programs of a CPU.
+        # The default, one second, would leave out most programs for a CPU.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def _is_private(folder: Path) -> bool:
-    """Whether the folder is the user's, and nobody else may write there."""
+    """Whether the folder belongs to the user and nobody else may write to it."""
     if not hasattr(os, "getuid"):
-        return True  # Windows: a user's folders are his own by default.
+        return True  # Windows: a user's folders are private by default.
     status = folder.stat()
     return status.st_uid == os.getuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 def give_memory_back() -> None:
-    """Lets glibc return to the system what a compilation has freed, as soon as it is over.
+    """Makes glibc return freed memory to the system after every long compilation.
 
-    By itself it keeps that in the arenas of the compiler's threads: of training configs/tiny.py,
-    first start, the peak is 765-850 MB without and 610-660 MB with this.
+    By default glibc keeps it in the arenas of the compiler's threads. The peak of a first start of
+    configs/tiny.py is 610-660 MB with this and 765-850 MB without.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
 

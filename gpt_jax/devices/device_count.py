@@ -1,4 +1,4 @@
-"""How many devices a run uses."""
+"""How many devices a run uses: the usable cores of a CPU, or all accelerators."""
 
 import itertools
 import os
@@ -10,25 +10,22 @@ import jax
 from gpt_jax.config import MeshConfig
 from gpt_jax.errors import UserError
 
-# More devices than this in one process take long to compile for and wait for one another.
-MAX_CPU_DEVICES = 16
-
-
+MAX_CPU_DEVICES = 16  # More in one process compile slowly and wait long for one another.
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 def usable_cores() -> int:
-    """The cores this process may use, MAX_CPU_DEVICES at most: by affinity and container quota."""
+    """The cores this process may use by affinity and container quota, at most MAX_CPU_DEVICES."""
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     return max(1, min(cores, container_cores(CPU_QUOTA) or cores, MAX_CPU_DEVICES))
 
 
 def container_cores(path: Path) -> int | None:
-    """The whole cores a container's quota allows (cgroup v2: "quota period"); None without one."""
+    """The whole cores that a container's quota allows (cgroup v2: "quota period"), or None."""
     try:
         quota, period = path.read_text().split()
         return max(1, int(quota) // int(period))
-    except (OSError, ValueError):  # There is no such file, or it says "max".
+    except (OSError, ValueError):  # There is no such file, or the quota is "max".
         return None
 
 
@@ -38,13 +35,13 @@ def largest_divisor(number: int, most: int) -> int:
 
 
 def start_devices(config: MeshConfig, batch_size: int) -> list[jax.Device]:
-    """The devices a run uses, of all its processes; on a CPU, `cpu_devices` of each process.
+    """The devices of a run, over all its processes. On a CPU: `cpu_devices` of each process.
 
-    Left to choose, as many as this process has cores and as share the batch evenly. Where JAX is
-    already running (a notebook, a test), the devices at hand are taken in place of the cores.
+    If `cpu_devices` is 0, a run uses as many of this process's cores as can share the batch evenly.
+    If JAX already runs (in a notebook or a test), its devices count instead of the cores.
 
     Raises:
-      UserError: when `cpu_devices` are more than JAX already runs with.
+      UserError: if `cpu_devices` is more than JAX already runs with.
     """
     count = config.cpu_devices or largest_divisor(batch_size, usable_cores())
     try:
@@ -56,8 +53,8 @@ def start_devices(config: MeshConfig, batch_size: int) -> list[jax.Device]:
         return devices
     if (running := len(jax.local_devices())) < count:
         raise UserError(
-            f"mesh.cpu_devices = {count}, but JAX already runs with {running}: ask for fewer, "
-            "or set it before JAX starts"
+            f"mesh.cpu_devices = {count}, but JAX already runs with {running}: choose at most "
+            f"{running}, or set the number before JAX starts"
         )
-    of_processes = itertools.groupby(devices, lambda device: device.process_index)
-    return [device for _, own in of_processes for device in itertools.islice(own, count)]
+    by_process = itertools.groupby(devices, lambda device: device.process_index)
+    return [device for _, own in by_process for device in itertools.islice(own, count)]

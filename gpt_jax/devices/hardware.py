@@ -1,4 +1,4 @@
-"""What the machine has, as it says itself; nothing is measured."""
+"""What the hardware supports, by its own description. Nothing is measured."""
 
 import re
 import sys
@@ -11,10 +11,10 @@ from gpt_jax.errors import UserError
 
 
 def best_matmul_dtype(device: jax.Device) -> str:
-    """What `model.matmul_dtype = auto` means on a device: bfloat16 where it is in hardware.
+    """What `model.matmul_dtype = auto` means on a device: bfloat16 if the hardware has it.
 
-    Said by what the hardware names itself, never measured: a CPU by its feature flags (AVX512-BF16
-    or AMX, read on Linux), an NVIDIA GPU by its compute capability (8 and up), a TPU always.
+    A CPU has it with the feature flags AVX512-BF16 or AMX (read on Linux only), an NVIDIA GPU from
+    compute capability 8 on, a TPU always. Nothing is timed, so the choice is always the same.
     """
     if device.platform == "cpu":
         has_it = sys.platform == "linux" and cpu_has_bfloat16(Path("/proc/cpuinfo").read_text())
@@ -24,16 +24,16 @@ def best_matmul_dtype(device: jax.Device) -> str:
 
 
 def cpu_has_bfloat16(flags: str) -> bool:
-    """Whether a CPU's feature flags name products of bfloat16."""
+    """Whether a CPU's feature flags include products of bfloat16."""
     return not {"avx512_bf16", "amx_bf16"}.isdisjoint(flags.split())
 
 
 def check_attention(config: GPTConfig, device: jax.Device | None) -> None:
-    """Refuses `model.attention = cudnn` where `jax.nn.dot_product_attention` cannot do it.
+    """Rejects `model.attention = cudnn` where `jax.nn.dot_product_attention` cannot do it.
 
     Args:
-      config: with `matmul_dtype` chosen.
-      device: None = one that is not at hand, and can do what the best can.
+      config: with `matmul_dtype` resolved.
+      device: None = a device of another machine; it is taken to support cuDNN's attention.
 
     Raises:
       UserError: with all reasons.
@@ -47,18 +47,18 @@ def check_attention(config: GPTConfig, device: jax.Device | None) -> None:
         f"model.matmul_dtype = {config.matmul_dtype}": config.matmul_dtype != "bfloat16",
         f"a head has {config.head_dim} numbers": config.head_dim % 8 or config.head_dim > 128,
     }
-    if told := ", ".join(reason for reason, holds in reasons.items() if holds):
+    if found := ", ".join(reason for reason, holds in reasons.items() if holds):
         raise UserError(
             "model.attention = 'cudnn' needs an NVIDIA GPU of compute capability 8.0 or more, no "
-            "dropout, bfloat16 products, and heads of a multiple of 8 numbers, at most 128, but "
-            f"{told}: change that, or set model.attention=xla"
+            "dropout, bfloat16 products, and heads of at most 128 numbers, a multiple of 8, but "
+            f"{found}: change that, or set model.attention=xla"
         )
 
 
 def has_cudnn_attention(device: jax.Device) -> bool:
-    """Whether a device is an NVIDIA GPU with cuDNN's attention: compute capability 8.0 and up.
+    """Whether a device is an NVIDIA GPU with cuDNN's attention: compute capability 8.0 or more.
 
-    AMD's GPUs name themselves otherwise ("gfx90a").
+    AMD's GPUs report another kind of name, such as "gfx90a".
     """
     number = re.fullmatch(r"(\d+)\.\d+", str(getattr(device, "compute_capability", "")))
     return number is not None and int(number[1]) >= 8

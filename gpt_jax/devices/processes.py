@@ -1,9 +1,9 @@
-"""What several processes of one run agree on.
+"""What the processes of one run agree on.
 
-All processes run the same program over one mesh, so all must take the same branches: a process that
-takes another one waits for the others forever. Whatever only one process sees (a file, a signal) is
-therefore shared here. In a single process each function and decorator only does its own work, and
-whoever reads the code for one process can ignore them.
+All processes run the same program over one mesh, so all must take the same branches. A process that
+takes another branch waits for the others forever. Whatever only one process sees (a file, a signal)
+is therefore shared here. With a single process, each function and decorator does only its own work,
+and a reader of the single-process path can ignore them.
 """
 
 import functools
@@ -21,23 +21,23 @@ from gpt_jax.errors import UserError
 P = ParamSpec("P")
 T = TypeVar("T")
 
-BLOCK = 4096  # Bytes. Messages are padded to whole blocks, so that few programs are compiled.
+BLOCK = 4096  # Bytes. Messages are padded to whole blocks, so few programs are compiled.
 
 
 def several() -> bool:
-    """Whether this process is one of several. Starts no device."""
+    """Whether the run has several processes. Starts no device."""
     return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 def is_first() -> bool:
-    """Whether this is process 0, which writes the files that are not arrays."""
+    """Whether this is process 0, which writes all files but the other processes' shards."""
     return not several() or jax.process_index() == 0
 
 
 def on_first(function: Callable[P, T]) -> Callable[P, T]:
-    """Decorator: process 0 alone runs `function`, and every process returns its result.
+    """Decorator: only process 0 runs `function`; every process returns its result.
 
-    With several processes the result must be JSON, and errors are raised as by `on_all`.
+    With several processes, the result must be JSON. Errors are raised as by `on_all`.
     """
 
     @functools.wraps(function)
@@ -51,14 +51,14 @@ def on_first(function: Callable[P, T]) -> Callable[P, T]:
 
 
 def on_all(function: Callable[P, T]) -> Callable[P, T]:
-    """Decorator: every process runs `function`, and if one of them fails, all fail.
+    """Decorator: every process runs `function`; if it fails in one process, it fails in all.
 
     `function` must not wait for the other processes.
 
     Raises:
-      UserError: in every process, where `function` raises a UserError or an OSError in one. The
-        class and the message are those of the first process that failed. Any other exception stays
-        as it is in the process that met it.
+      UserError: in every process, if `function` raises a UserError or an OSError in one. Class and
+        message are those of the first process that failed. A process that raises any other
+        exception keeps it.
     """
 
     @functools.wraps(function)
@@ -83,7 +83,7 @@ def _together(action: Callable[[], T]) -> T:
 
 
 def _fail(error: Exception | None, source: int) -> None:
-    """Raises the error of the process `source`."""
+    """Raises in this process the error of the process `source`."""
     message, name = _sent([str(error), type(error).__name__], source)
     if error is not None and not isinstance(error, UserError | OSError):
         raise error
@@ -91,13 +91,13 @@ def _fail(error: Exception | None, source: int) -> None:
 
 
 def _user_errors() -> dict[str, type[UserError]]:
-    """UserError and the classes derived from it, by name."""
+    """UserError and its subclasses, by name."""
     kinds: list[type[UserError]] = [UserError, *UserError.__subclasses__()]
     return {kind.__name__: kind for kind in kinds}
 
 
 def _sent(value: Any, source: int) -> Any:
-    """The JSON value of the process `source`, in every process."""
+    """The JSON value of the process `source`, sent to every process."""
     here = jax.process_index() == source
     text = json.dumps(value).encode() if here else b""
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text)), here))
@@ -107,7 +107,7 @@ def _sent(value: Any, source: int) -> Any:
 
 
 def greatest(number: int) -> int:
-    """The greatest of the numbers that the processes have."""
+    """The greatest of the processes' numbers."""
     if not several():
         return number
     return int(multihost_utils.process_allgather(np.int32(number)).max())
@@ -117,7 +117,7 @@ def check_same(what: str, value: Any) -> None:
     """Checks that all processes have the same JSON value.
 
     Raises:
-      UserError: in all of them if they have not, naming `what`.
+      UserError: in all processes if the values differ, naming `what`.
     """
     if not several():
         return
@@ -125,11 +125,11 @@ def check_same(what: str, value: Any) -> None:
     digests = multihost_utils.process_allgather(np.frombuffer(digest, np.uint8))
     if (digests != digests[0]).any():
         raise UserError(
-            f"{what} differs between the processes of the run: start all of them with the same "
-            "command, except for --process_id, and with the same files"
+            f"{what} differs between the processes of the run: start all processes with the same "
+            "command, except for --process_id, and the same files"
         )
 
 
 def gathered(tree: Any) -> Any:
-    """A tree of arrays, each whole and in this process's memory, fetched one after another."""
+    """A tree of arrays, each fetched whole into this process's memory, one after another."""
     return multihost_utils.process_allgather(tree, tiled=True) if several() else tree

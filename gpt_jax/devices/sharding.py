@@ -1,9 +1,7 @@
-"""The mesh of devices, the rules that lay logical axes over it, and the shardings that follow.
+"""The rules that map logical axes to the mesh, and the sharding of every array.
 
-A laptop's cores, a server's GPUs and a cluster's hosts are the same to the rest of the code: a mesh
-(data, fsdp, tensor), (1, 1, 1) included. A mesh never changes a shape.
-
-Shapes: A microbatches in a row, M windows of one microbatch over all devices, W tokens of a window.
+The model names the axes of its arrays ("embed", "heads", ...). RULES says which axes of the mesh
+(see mesh.py) share each of them. XLA's partitioner does the rest.
 """
 
 import contextlib
@@ -35,31 +33,31 @@ RULES: dict[str, tuple[str, ...]] = {
 def tree_shardings(boxed: Any, mesh: Mesh | AbstractMesh) -> Any:
     """A sharding for every array of a tree whose parameters carry logical axis names.
 
-    An axis that the mesh does not divide is left whole, with a line on stderr that says so.
+    An axis that the mesh does not divide is not sharded; a line on stderr says so.
     """
-    whole: set[str] = set()
+    notes: set[str] = set()
 
     def one(box: Any) -> Any:  # Optax leaves some boxes empty: parameters of another group.
         names = nn.get_partition_spec(box)
-        return jax.tree.map(lambda leaf: _sharding(leaf.shape, names, mesh, whole), nn.unbox(box))
+        return jax.tree.map(lambda leaf: _sharding(leaf.shape, names, mesh, notes), nn.unbox(box))
 
     shardings = jax.tree.map(one, boxed, is_leaf=lambda x: isinstance(x, nn.meta.AxisMetadata))
-    for line in sorted(whole):
+    for line in sorted(notes):
         print(line, file=sys.stderr)
     return shardings
 
 
 def _sharding(
-    shape: tuple[int, ...], names: PartitionSpec, mesh: Mesh | AbstractMesh, whole: set[str]
+    shape: tuple[int, ...], names: PartitionSpec, mesh: Mesh | AbstractMesh, notes: set[str]
 ) -> NamedSharding:
     spec = []
-    for name, size in zip(names, shape, strict=False):  # What has no names is whole on each device.
+    for name, size in zip(names, shape, strict=False):  # An array without names is not sharded.
         axes = tuple(axis for axis in RULES[name] if mesh.shape[axis] > 1)
         ways = math.prod(mesh.shape[axis] for axis in axes)
         if size % ways:
-            whole.add(
-                f"note: {name} = {size} is left whole, mesh axis {'+'.join(axes)} = {ways} "
-                "does not divide it"
+            notes.add(
+                f"note: {name} = {size} is not sharded, because mesh axis {'+'.join(axes)} = "
+                f"{ways} does not divide it"
             )
         spec.append(None if size % ways else axes or None)
     return NamedSharding(mesh, PartitionSpec(*spec))
@@ -67,11 +65,11 @@ def _sharding(
 
 @contextlib.contextmanager
 def activations_over(mesh: Mesh, config: GPTConfig) -> Iterator[None]:
-    """Within it, activations are laid over `mesh` as the model names their axes.
+    """A context in which activations are sharded over `mesh` by the names of their axes.
 
-    Left to itself, the compiler may share a product along `embed` instead, and sums activations
-    over the devices where it could fetch the few parameters: 5.3 MB a step where 0.2 do, of a
-    small model whose blocks are scanned.
+    Left alone, the compiler may split a product along `embed` and sum activations over the devices
+    where it could fetch the few parameters. A small model with scanned blocks then sent 5.3 MB a
+    step instead of 0.2 MB.
     """
     sizes = {
         "vocab": config.vocab_size,

@@ -1,4 +1,4 @@
-"""A run's model as a folder that Hugging Face transformers loads as a GPT-2, its tokenizer too.
+"""Writes a model and its tokenizer as a folder that Hugging Face transformers loads as a GPT-2.
 
     out/  config.json  model.safetensors  tokenizer.json  tokenizer_config.json
 
@@ -23,8 +23,8 @@ from gpt_jax.gpt2.tensors import save_tensors
 from gpt_jax.model import INIT_STDDEV
 from gpt_jax.text import BPETokenizer, CharTokenizer, Tokenizer, bpe
 
-# Settings that may have any value, or are checked by themselves. Every other one must be at its
-# default, where our model is a GPT-2: so a new one is refused until somebody adds it here.
+# Settings that may have any value or have a check of their own. All others must have their default,
+# with which our model is a GPT-2. So a new setting is rejected until it is added here.
 EXPORTED = {
     *("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "n_inner", "n_kv_head"),
     *("bias", "qkv_bias", "tie_embeddings", "activation", "dropout", "zero_init", "matmul_dtype"),
@@ -34,14 +34,14 @@ BYTES_AND_END = 257
 
 
 def export_folder(config: GPTConfig, params: Any, tokenizer: Tokenizer, out: Path) -> None:
-    """Writes a model and its tokenizer into the new folder `out`, as a whole or not at all.
+    """Writes a model and its tokenizer into the new folder `out`: everything or nothing.
 
     Args:
-      config, params: of the unrolled model (see model/stacking.py).
+      config, params: of the unrolled model (see `model.unrolled`).
 
     Raises:
-      UserError: for a model that is not a GPT-2, with all reasons; if `out` exists or cannot be
-        written, or a library is missing.
+      UserError: if the model is not a GPT-2, with all reasons; if `out` exists or cannot be
+        written; if a library is missing.
     """
     _check_shape(config)
     end = _end_of_text(tokenizer)
@@ -56,49 +56,49 @@ def export_folder(config: GPTConfig, params: Any, tokenizer: Tokenizer, out: Pat
 
 @contextlib.contextmanager
 def _new_folder(out: Path) -> Iterator[Path]:
-    """A folder to fill, which becomes `out` when all went well, and is removed when not."""
+    """A temporary folder that becomes `out` on success and is removed on failure."""
     check_new(out)
     try:
         if not out.parent.exists():
             out.parent.mkdir(parents=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f"{out.name}.") as private:
             folder = Path(private, out.name)
-            folder.mkdir()  # With the mode of any new folder.
+            folder.mkdir()  # With the mode of any new folder; the temporary one is private.
             yield folder
-            check_new(out)  # An empty folder would be replaced.
+            check_new(out)  # Again: renaming would replace an empty folder.
             folder.rename(out)
     except OSError as error:
         raise UserError(
-            f"{out} cannot be written ({error.strerror}): name a new folder where there is room"
+            f"{out} cannot be written ({error.strerror}): choose a new folder on a disk with room"
         ) from error
 
 
 def check_new(out: Path) -> None:
-    """Raises UserError when there is something at `out`."""
+    """Raises UserError if `out` exists."""
     if out.exists() or out.is_symlink():
-        raise UserError(f"{out} exists: name a new folder, or remove it first")
+        raise UserError(f"{out} exists: choose a new folder, or remove this one first")
 
 
 def _check_shape(config: GPTConfig) -> None:
-    unlike = [
+    different = [
         f"model.{field.name} = {getattr(config, field.name)!r}"
         for field in dataclasses.fields(config)
         if field.name not in EXPORTED and getattr(config, field.name) != field.default
     ]
     if config.kv_heads != config.n_head:
-        unlike.append(f"model.n_kv_head = {config.n_kv_head}")
+        different.append(f"model.n_kv_head = {config.n_kv_head}")
     if config.activation not in TO_GPT2:
-        unlike.append(f"model.activation = {config.activation!r}")
-    if unlike:
+        different.append(f"model.activation = {config.activation!r}")
+    if different:
         raise UserError(
-            f"this model is not a GPT-2 and cannot be exported as one ({', '.join(unlike)}): train "
-            "a model with learned positions, LayerNorm, as many heads of keys and values as of "
-            "queries, and gelu or gelu_tanh"
+            f"this model is not a GPT-2 and cannot be exported as one ({', '.join(different)}): "
+            "train a model with learned positions, LayerNorm, as many heads of keys and values as "
+            "of queries, and gelu or gelu_tanh"
         )
 
 
 def stored_tensors(config: GPTConfig, params: Any) -> dict[str, np.ndarray]:
-    """The parameters by GPT-2's names, see gpt2.py; biases the model has not are zeros."""
+    """The parameters under GPT-2's names (see names.py). Biases that the model lacks are zeros."""
     shapes = stored_shapes(config)
     tensors = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
     for path, param in traverse_util.flatten_dict(params, sep="/").items():
@@ -118,10 +118,10 @@ def _with_prefix(name: str) -> str:
 def model_config(config: GPTConfig, end: int | None) -> dict[str, Any]:
     """The config.json of transformers' GPT2LMHeadModel.
 
-    GPT-2 drops out after the embeddings, too, and our model does not: `embd_pdrop` is 0.
+    GPT-2 also has dropout after the embeddings. Our model has not, so `embd_pdrop` is 0.
 
     Args:
-      end: id of the end of a text, if there is one.
+      end: id of the end-of-text token, if there is one.
     """
     return FIXED | {
         "architectures": ["GPT2LMHeadModel"],
@@ -144,7 +144,7 @@ def model_config(config: GPTConfig, end: int | None) -> dict[str, Any]:
 
 
 def library_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
-    """A tokenizer as the JSON of the library tokenizers: the same ids for every text."""
+    """A tokenizer as JSON for the library tokenizers, with the same ids for every text."""
     if isinstance(tokenizer, BPETokenizer):
         content: dict[str, Any] = tokenizer.to_dict()["tokenizer"]
         return content
@@ -154,7 +154,7 @@ def library_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _bytes_alone() -> dict[str, Any]:
-    """Byte-pair encoding without merges, where the id of a byte is the byte itself."""
+    """Byte-pair encoding without merges; the id of a byte is its value."""
     content = bpe.train([], BYTES_AND_END)
     of_ids = bpe.token_bytes(bpe.parse(content))
     letters = [(letter, of_ids[i]) for letter, i in content["model"]["vocab"].items()]
@@ -163,7 +163,7 @@ def _bytes_alone() -> dict[str, Any]:
 
 
 def _end_of_text(tokenizer: Tokenizer) -> int | None:
-    """The id of the end of a text; None where the tokenizer has none."""
+    """The id of the end-of-text token; None if the tokenizer has none."""
     if not isinstance(tokenizer, BPETokenizer):
         return None
     added = tokenizer.to_dict()["tokenizer"]["added_tokens"]

@@ -1,45 +1,38 @@
-"""GPT-2's names, shapes and options beside ours."""
+"""GPT-2's names, shapes and options in Hugging Face's format, beside ours.
+
+They are those of transformers 5.24 (models/gpt2). Kernels there have the shape (inputs, outputs),
+as here. Their queries, keys and values are one tensor, `c_attn`: side by side, each C wide with its
+heads in order.
+"""
 
 import re
 
 from gpt_jax.config import GPTConfig
+from gpt_jax.model import NORM_EPSILON
 
 FROM_GPT2 = {"gelu_new": "gelu_tanh", "gelu": "gelu"}  # Activations: their names -> ours.
 TO_GPT2 = {ours: theirs for theirs, ours in FROM_GPT2.items()}
 
-
-EPSILON = 1e-5  # Of LayerNorm, as in layers.py.
-
-
-# What our model does not do: the option's only value that can be read, which is its default, too.
+# Options that our model does not have, with the only value that it can read: GPT-2's default.
 FIXED = {
-    "layer_norm_epsilon": EPSILON,
+    "layer_norm_epsilon": NORM_EPSILON,
     "scale_attn_weights": True,
     "scale_attn_by_inverse_layer_idx": False,
     "reorder_and_upcast_attn": False,
     "add_cross_attention": False,
 }
 
-
-MASKS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")  # Constants that old files hold.
-
-
-PREFIX = "transformer."
-
-
+PREFIX = "transformer."  # Of every tensor but the head; old files do not have it.
 HEAD = "lm_head.weight"
-
-
+MASKS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")  # Constants in old files.
 PARTS = {"q": 0, "k": 1, "v": 2}  # Of c_attn.
-
-
 Shape = tuple[int, ...]
 
 
 def stored_name(path: str) -> tuple[str, int | None]:
-    """Where one of our parameters is stored: the tensor's name, and which third of it, if one.
+    """The tensor that stores one of our parameters, and which third of it, if it is shared.
 
-    "h_3/attn/k/bias" is ("h.3.attn.c_attn.bias", 1), "ln_f/scale" is ("ln_f.weight", None).
+    "h_3/attn/k/bias" -> ("h.3.attn.c_attn.bias", 1); "ln_f/scale" -> ("ln_f.weight", None).
     """
     *modules, kind = re.sub(r"^h_(\d+)/", r"h/\1/", path).split("/")
     part = PARTS.get(modules[-1])
@@ -49,7 +42,7 @@ def stored_name(path: str) -> tuple[str, int | None]:
 
 
 def stored_shapes(config: GPTConfig) -> dict[str, Shape]:
-    """The tensors of a GPT-2 of this shape, without the prefix, all biases included."""
+    """The tensors of a GPT-2 of this shape, by name without the prefix, with all biases."""
     c, inner, layers = config.n_embd, config.n_inner or 4 * config.n_embd, range(config.n_layer)
     shapes: dict[str, Shape] = {"wte.weight": (config.vocab_size, c)}
     shapes["wpe.weight"] = config.block_size, c

@@ -1,4 +1,4 @@
-"""Tensors in safetensors files: the only module that knows the library."""
+"""Tensors in safetensors files. The only module that uses the library, from the extra `gpt2`."""
 
 import contextlib
 import errno
@@ -12,18 +12,20 @@ from gpt_jax.errors import UserError
 from gpt_jax.gpt2.names import Shape
 
 
-def _names(file: Path) -> list[str]:
+def tensor_names(file: Path) -> list[str]:
+    """The names of all tensors in a file."""
     with _opened(file) as tensors:
         return list(tensors.keys())
 
 
-def _shape(file: Path, name: str) -> Shape:
+def tensor_shape(file: Path, name: str) -> Shape:
+    """The shape of a tensor, read from the file's header."""
     with _opened(file) as tensors:
         return tuple(tensors.get_slice(name).get_shape())
 
 
-def _read(file: Path, name: str, part: int | None = None) -> np.ndarray:
-    """A tensor, or only one of three parts of its last axis."""
+def read_tensor(file: Path, name: str, part: int | None = None) -> np.ndarray:
+    """A tensor, or one of the three parts of its last axis (0, 1 or 2)."""
     with _opened(file) as tensors:
         if part is None:
             return tensors.get_tensor(name)
@@ -35,30 +37,34 @@ def _read(file: Path, name: str, part: int | None = None) -> np.ndarray:
 
 @contextlib.contextmanager
 def _opened(file: Path) -> Iterator[Any]:
-    """A file of tensors, of which only the header is read."""
+    """An open file of tensors. Only its header is read.
+
+    Raises:
+      UserError: if the file cannot be read or the library is missing.
+    """
     library = _library()
     try:
         with library.safe_open(file, "numpy") as tensors:
             yield tensors
     except (OSError, library.SafetensorError) as error:
-        raise UserError(f"{file} cannot be read ({error}): get the file anew") from error
+        raise UserError(f"{file} cannot be read ({error}): get the file again") from error
 
 
 def save_tensors(file: Path, tensors: dict[str, np.ndarray]) -> None:
-    """Writes tensors as transformers expects them, into a file with the mode of any new one.
+    """Writes tensors in the form transformers expects, with the mode of any new file.
 
     Raises:
-      OSError: when it cannot be written.
-      UserError: when the library is missing.
+      OSError: if the file cannot be written.
+      UserError: if the library is missing.
     """
     library = _library()
     from safetensors.numpy import save_file
 
     file.touch()
-    mode = file.stat().st_mode  # By the umask; the library's file is the user's alone.
+    mode = file.stat().st_mode  # As the umask says; the library would write a private file.
     try:
         save_file(tensors, file, metadata={"format": "pt"})
-    except library.SafetensorError as error:  # Which is none of the system's.
+    except library.SafetensorError as error:  # Not an OSError, even for a full disk.
         raise OSError(errno.EIO, str(error)) from error
     file.chmod(mode)
 
@@ -69,6 +75,6 @@ def _library() -> Any:
     except ImportError:
         raise UserError(
             "files of tensors need the package safetensors, which is not installed: "
-            'pip install -e ".[gpt2]"'
+            'run pip install -e ".[gpt2]"'
         ) from None
     return safetensors

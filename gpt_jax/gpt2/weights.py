@@ -14,12 +14,12 @@ def read_params(folder: Folder, abstract: Any) -> Any:
     Args:
       folder: from `open_folder`.
       abstract: the tree of our parameters as jax.ShapeDtypeStruct with shardings, unrolled or
-        stacked (see model/stacking.py).
+        scanned (see model/stacking.py).
 
     Returns: a tree like `abstract`, float32.
 
     Raises:
-      UserError: when a file cannot be read.
+      UserError: if a file cannot be read.
     """
 
     def read(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.Array:
@@ -30,7 +30,7 @@ def read_params(folder: Folder, abstract: Any) -> Any:
 
 
 def _read(folder: Folder, path: str, shape: tuple[int, ...]) -> np.ndarray:
-    """One parameter; the layers of a stacked one are read one after another."""
+    """One parameter. A stacked one is read layer by layer."""
     if not path.startswith("h/"):
         return folder.read(path, shape)
     stacked = np.empty(shape, np.float32)

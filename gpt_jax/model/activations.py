@@ -1,4 +1,4 @@
-"""Activation functions."""
+"""Activation functions. To add one, add it to ACTIVATIONS and to the rule of `model.activation`."""
 
 import math
 from collections.abc import Callable
@@ -7,27 +7,27 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax import Array, lax
 
 
-def gelu(x: jax.Array) -> jax.Array:
-    """x Phi(x), exactly. Written with erf, which costs 40 % of the erfc in jax.nn.gelu on a CPU."""
+def gelu(x: Array) -> Array:
+    """x Phi(x), exactly. On a CPU, erf costs 40 % of the erfc that jax.nn.gelu uses."""
     return 0.5 * x * (1 + lax.erf(x * np.float32(math.sqrt(0.5))))
 
 
-def relu2(x: jax.Array) -> jax.Array:
+def relu2(x: Array) -> Array:
     """The square of ReLU (So et al., Primer, 2021)."""
     return jnp.square(jax.nn.relu(x))
 
 
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": gelu,
     "gelu_tanh": partial(jax.nn.gelu, approximate=True),
     "relu2": relu2,
-    "swiglu": jax.nn.silu,  # Of the gate, which the MLP multiplies with (Shazeer, 2020).
+    "swiglu": jax.nn.silu,  # Applied to the gate; the MLP multiplies by it (Shazeer, 2020).
 }
 
 
-def softcap(x: jax.Array, cap: float) -> jax.Array:
-    """x, kept within -cap .. cap (Gemma 2, 2024); 0 leaves it alone."""
+def softcap(x: Array, cap: float) -> Array:
+    """cap tanh(x / cap): x, limited to -cap .. cap (Gemma 2, 2024). A cap of 0 returns x."""
     return cap * jnp.tanh(x / cap) if cap else x

@@ -1,8 +1,8 @@
-"""Causal attention: of whole windows, with dropout and a gradient, by cuDNN, and over a cache;
-rotary positions.
+"""Causal attention over whole windows, with dropout and a gradient; by cuDNN; over a KV cache.
+Rotary positions.
 
 Shapes (the suffix of a name): B rows, T time of the queries, S time of the keys, H heads, N rows
-times heads, D width of a head, P half of it.
+times heads, D width of a head, P half of D.
 """
 
 from functools import partial
@@ -11,21 +11,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from gpt_jax.model.dropout import dropout
 from gpt_jax.model.layers import einsum
 
-QUERY_BLOCK = 128  # Shorter blocks of queries are not worth their compilation,
-MOST_QUERY_BLOCKS = 4  # nor are more of them: four save three quarters of what can be saved.
+# Queries are processed in blocks: at most four, which save three quarters of all that blocks can
+# save, and none shorter than 128, which would not be worth its compile time.
+MAX_QUERY_BLOCKS, MIN_QUERY_BLOCK = 4, 128
 ROTARY_BASE = 10_000.0
-MOST_SITES = 1 << 16  # More than a model has: a block of queries has masks of its own.
+MAX_SITES = 1 << 16  # Above any site of a model: each block of queries has a mask of its own.
 
 
-def rotate(x_BTHD: jax.Array, start: jax.Array | int) -> jax.Array:
-    """Turns pairs of numbers of each head by angles that grow with the position (Su et al., 2021).
+def rotate(x_BTHD: Array, start: Array | int) -> Array:
+    """Rotates pairs of numbers in each head by an angle that grows with the position.
 
-    Scores then depend on the distance of query and key alone. Pair i is (i, i + D/2), as in
-    GPT-NeoX and Llama; its angle is position / ROTARY_BASE^(2 i / D), the first one at `start`.
+    Scores then depend only on the distance between query and key (Su et al., 2021). Pair i is
+    (i, i + D/2), as in GPT-NeoX and Llama. Its angle is position / ROTARY_BASE^(2 i / D); the first
+    position is `start`.
 
     Returns: shape (B, T, H, D); D must be even.
     """
@@ -38,43 +41,46 @@ def rotate(x_BTHD: jax.Array, start: jax.Array | int) -> jax.Array:
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
 
+def query_blocks(length: int) -> int:
+    """The number of blocks in which `length` queries are processed."""
+    return max(1, min(MAX_QUERY_BLOCKS, length // MIN_QUERY_BLOCK))
+
+
 def causal_attention(
-    q_BTHD: jax.Array,
-    k_BTHD: jax.Array,
-    v_BTHD: jax.Array,
-    keys_B: jax.Array | None = None,
-    site: jax.Array | int = 0,
+    q_BTHD: Array,
+    k_BTHD: Array,
+    v_BTHD: Array,
+    keys_B: Array | None = None,
+    site: Array | int = 0,
     rate: float = 0.0,
     dtype: str = "float32",
-) -> jax.Array:
-    """softmax(q k / sqrt(D)) v over the positions up to one's own; dropout on the weights.
+) -> Array:
+    """softmax(q k / sqrt(D)) v, each position over itself and those before it.
 
-    Products have factors of `dtype`, softmax is float32. A block of queries meets the keys up to
-    the block's end: two blocks save a quarter of attention, many a half. On 2 cores two saved a
-    tenth of the step at 256 characters, and 3 % at 128, where they are not used.
+    Dropout applies to the weights. Factors of products have `dtype`; softmax is float32. A block of
+    queries uses only the keys up to its own end: two blocks save a quarter of the work, many blocks
+    save half. On 2 cores, two blocks saved a tenth of the step at 256 characters. At 128 they saved
+    3 % and are not used.
 
     Returns: shape (B, T, H, D).
     """
     length = q_BTHD.shape[1]
-    size = -(-length // max(1, min(MOST_QUERY_BLOCKS, length // QUERY_BLOCK)))
+    size = -(-length // query_blocks(length))
     q_BTHD, blocks = q_BTHD * q_BTHD.shape[-1] ** -0.5, []
     for number, start in enumerate(range(0, length, size)):
-        q, k, v = (
-            q_BTHD[:, start : start + size],
-            k_BTHD[:, : start + size],
-            v_BTHD[:, : start + size],
-        )
-        blocks.append(_attend(q, k, v, keys_B, site + number * MOST_SITES, rate, dtype))
+        end = start + size
+        q, k, v = q_BTHD[:, start:end], k_BTHD[:, :end], v_BTHD[:, :end]
+        blocks.append(_block_attention(q, k, v, keys_B, site + number * MAX_SITES, rate, dtype))
     return jnp.concatenate(blocks, axis=1)
 
 
-def cudnn_attention(q_BTHD: jax.Array, k_BSHD: jax.Array, v_BSHD: jax.Array) -> jax.Array:
-    """`causal_attention` in bfloat16 by cuDNN's kernel, which never holds all weights at once.
+def cudnn_attention(q_BTHD: Array, k_BSHD: Array, v_BSHD: Array) -> Array:
+    """`causal_attention` in bfloat16 by cuDNN's kernel, which never stores all weights at once.
 
-    For GPUs that `hardware.check_attention` lets pass. Without dropout: jax.nn has none for it.
+    For GPUs that `hardware.check_attention` accepts. No dropout: jax.nn does not offer it here.
 
     Args:
-      k_BSHD, v_BSHD: of as many heads or fewer, each for several in a row of q's.
+      k_BSHD, v_BSHD: may have fewer heads, each shared by several consecutive heads of q.
 
     Returns: float32, shape (B, T, H, D).
     """
@@ -85,7 +91,7 @@ def cudnn_attention(q_BTHD: jax.Array, k_BSHD: jax.Array, v_BSHD: jax.Array) -> 
     return y_BTHD.astype(jnp.float32)
 
 
-def _weights(q_BTHD: jax.Array, k_BSHD: jax.Array, dtype: str) -> jax.Array:
+def _weights(q_BTHD: Array, k_BSHD: Array, dtype: str) -> Array:
     """Softmax of the scores of the last T of S positions, shape (B, H, T, S), in `dtype`."""
     time, end = q_BTHD.shape[1], k_BSHD.shape[1]
     scores_BHTS = einsum("bthd,bshd->bhts", q_BTHD, k_BSHD, dtype)
@@ -94,33 +100,25 @@ def _weights(q_BTHD: jax.Array, k_BSHD: jax.Array, dtype: str) -> jax.Array:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(5, 6))
-def _attend(
-    q_BTHD: jax.Array,
-    k_BSHD: jax.Array,
-    v_BSHD: jax.Array,
-    keys_B: jax.Array | None,
-    site: jax.Array | int,
-    rate: float,
-    dtype: str,
-) -> jax.Array:
-    """Attention of one block of queries, which are scaled; its backward pass is written out.
+def _block_attention(*arguments: Any) -> Array:
+    """Attention of one block of queries, already scaled, with a written-out backward pass.
 
-    What it keeps is in `dtype` and without dropout's mask, which is drawn again; autodiff keeps the
-    weights three times. configs/small.py takes 371 ms a step instead of 396, configs/tiny.py as
-    long as before.
+    It saves arrays in `dtype` and draws dropout's mask again; autodiff saves the weights three
+    times. configs/small.py takes 371 ms a step instead of 396; configs/tiny.py takes as long as
+    before. `_block_attention_forward` names the arguments.
     """
-    return _attend_forward(q_BTHD, k_BSHD, v_BSHD, keys_B, site, rate, dtype)[0]
+    return _block_attention_forward(*arguments)[0]
 
 
-def _attend_forward(
-    q_BTHD: jax.Array,
-    k_BSHD: jax.Array,
-    v_BSHD: jax.Array,
-    keys_B: jax.Array | None,
-    site: jax.Array | int,
+def _block_attention_forward(
+    q_BTHD: Array,
+    k_BSHD: Array,
+    v_BSHD: Array,
+    keys_B: Array | None,
+    site: Array | int,
     rate: float,
     dtype: str,
-) -> tuple[jax.Array, tuple[Any, ...]]:
+) -> tuple[Array, tuple[Any, ...]]:
     q_BTHD, k_BSHD, v_BSHD = (x.astype(dtype) for x in (q_BTHD, k_BSHD, v_BSHD))
     weights_BHTS = _weights(q_BTHD, k_BSHD, dtype)
     dropped_BHTS = dropout(weights_BHTS, keys_B, site, rate)
@@ -128,15 +126,15 @@ def _attend_forward(
     return y_BTHD, (q_BTHD, k_BSHD, v_BSHD, keys_B, site, weights_BHTS)
 
 
-def _attend_backward(
-    rate: float, dtype: str, kept: tuple[Any, ...], grad_BTHD: jax.Array
-) -> tuple[jax.Array | None, ...]:
+def _block_attention_backward(
+    rate: float, dtype: str, saved: tuple[Any, ...], grad_BTHD: Array
+) -> tuple[Array | None, ...]:
     """With weights p, and p' after dropout: dv = p' dy, dp = dropout(dy v),
     ds = p (dp - sum(p dp)), dq = ds k, dk = ds q.
 
-    The order of factors matters: XLA:CPU cannot run the others in bfloat16 (jax 0.10.2).
+    The order of the factors matters: XLA:CPU cannot run other orders in bfloat16 (jax 0.10.2).
     """
-    q_BTHD, k_BSHD, v_BSHD, keys_B, site, weights_BHTS = kept
+    q_BTHD, k_BSHD, v_BSHD, keys_B, site, weights_BHTS = saved
     dropped_BHTS = dropout(weights_BHTS, keys_B, site, rate)
     grad_v = einsum("bhts,bthd->bshd", dropped_BHTS, grad_BTHD, dtype)
     grad_BHTS = einsum("bthd,bshd->bhts", grad_BTHD, v_BSHD, dtype)
@@ -149,17 +147,19 @@ def _attend_backward(
     return grad_q, grad_k, grad_v, None, None
 
 
-_attend.defvjp(_attend_forward, _attend_backward)
+_block_attention.defvjp(_block_attention_forward, _block_attention_backward)
 
 
 def cached_attention(
-    q_NTD: jax.Array, k_NSD: jax.Array, v_NSD: jax.Array, start: jax.Array, groups: int = 1
-) -> jax.Array:
-    """`causal_attention` over a cache. Returns: shape (N, T, D).
+    q_NTD: Array, k_NSD: Array, v_NSD: Array, start: Array, groups: int = 1
+) -> Array:
+    """`causal_attention` over a KV cache.
 
     Args:
-      q_NTD: of T / groups positions from `start` on, `groups` times over: that many heads share
-        the keys and values.
+      q_NTD: queries of T / groups positions from `start` on, for each of `groups` heads in turn.
+        These heads share their keys and values.
+
+    Returns: shape (N, T, D).
     """
     scores_NTS = jnp.einsum("ntd,nsd->nts", q_NTD * q_NTD.shape[-1] ** -0.5, k_NSD)
     positions_T = start + jnp.tile(jnp.arange(q_NTD.shape[1] // groups), groups)

@@ -1,21 +1,20 @@
-"""Dropout: which activations are zero, as a function of (key, site, row)."""
+"""Dropout: which activations are zeroed, as a function of (key, site, row)."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from gpt_jax.model.random_bits import random_bits
 
 
-def dropout(
-    x: jax.Array, keys_B: jax.Array | None, site: jax.Array | int, rate: float
-) -> jax.Array:
-    """Zeroes about `rate` of x and scales up the rest; without keys returns x.
+def dropout(x: Array, keys_B: Array | None, site: Array | int, rate: float) -> Array:
+    """Zeroes a share of about `rate` of x and scales up the rest. Without keys, returns x.
 
     Args:
       x: activations, shape (B, ...).
-      keys_B: one typed key per row. A row's mask depends on its key and on `site` alone, so it is
-        the same on every layout of rows over devices and microbatches.
+      keys_B: one typed key per row. A row's mask depends only on its key and on `site`, so it is
+        the same however the rows are spread over devices and microbatches.
       site: number of this place in the model, below 2^32.
       rate: in [0, 1).
     """

@@ -1,41 +1,39 @@
-"""GPT as linen modules: tokens -> logits, and decoding with a cache. No loss, no sampling.
+"""The GPT: tokens -> logits, and decoding with a KV cache. No loss, no sampling.
 
     x = wte[tokens] + wpe[positions]
     for each block:  x = x + attn(ln_1(x));  x = x + mlp(ln_2(x))
     logits = lm_head(ln_f(x))
 
-Names of modules and parameters are GPT-2's; queries, keys and values are separate. Parameters, the
-residual stream, softmax and logits are float32; factors of products are of `matmul_dtype`, in
-`decode` those of attention float32.
+Modules and parameters have GPT-2's names; queries, keys and values are separate. Parameters, the
+residual stream, softmax and logits are float32. Factors of matrix products have `matmul_dtype`; in
+`decode`, attention's are float32.
 
-Every module has `__call__`, the training model over whole windows, and, where positions meet,
-`decode`: the same for tokens that follow others, whose keys and values lie in a cache.
+`__call__` is the training model over whole windows. `decode` is the same model for tokens that
+follow others, whose keys and values are in a cache.
 
-Shapes (the suffix of a name): B rows of a batch, T time, S time of the keys, C width (n_embd),
-H heads, N rows times heads, D width of a head, F width of the MLP (4 C), V vocabulary.
+Shapes (the suffix of a name): B rows of a batch, T time, C width (n_embd), V vocabulary.
 """
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax import lax
+from jax import Array, lax
 
 from gpt_jax.config import GPTConfig
 from gpt_jax.model.activations import softcap
-from gpt_jax.model.blocks import Block, KeysValues, norm, shared
+from gpt_jax.model.blocks import Block, KeysValues, constrain, norm
 from gpt_jax.model.initializers import INIT_STDDEV, named, normal
 from gpt_jax.model.layers import Dense, einsum
 from gpt_jax.model.stacking import run_blocks
 
-Cache = tuple[KeysValues, ...]  # One pair per block.
+Cache = tuple[KeysValues, ...]  # The KV cache: one pair per block.
 
 
 def init_cache(config: GPTConfig, rows: int) -> Cache:
-    """An empty cache for `rows` rows: zeros, and none of them is read before it is written.
+    """An empty KV cache for `rows` rows: zeros, none of which is read before it is overwritten.
 
-    Rows and heads are one axis: with two, XLA:CPU copies the cache of a single row at every token
-    (attention of configs/tiny.py took 37 us a token and not 11), and with the positions before the
-    heads that of several rows, too.
+    Rows and heads share one axis. As two axes, XLA:CPU copies the cache of a single row for every
+    token (attention of configs/tiny.py: 37 us a token instead of 11). With positions before heads
+    it also copies the cache of several rows.
     """
     shape = (rows * config.kv_heads, config.block_size, config.head_dim)
     return tuple((jnp.zeros(shape), jnp.zeros(shape)) for _ in range(config.n_layer))
@@ -57,37 +55,35 @@ class GPT(nn.Module):
             names = ("embed", "vocab")
             self.lm_head = Dense("btc,cv->btv", (c.vocab_size,), names, False, c.matmul_dtype)
 
-    def __call__(self, tokens_BT: jax.Array, keys_B: jax.Array | None = None) -> jax.Array:
+    def __call__(self, tokens_BT: Array, keys_B: Array | None = None) -> Array:
         """Logits of the next token at every position.
 
         Args:
-          tokens_BT: ids below vocab_size, T at most block_size.
+          tokens_BT: ids below vocab_size; T is at most block_size.
           keys_B: one typed key per row turns dropout on.
 
         Returns: float32 logits, shape (B, T, V).
         """
-        e_BTC = shared(self._embed(tokens_BT, 0), None)
+        e_BTC = constrain(self._embed(tokens_BT, 0), None)
 
-        def run(block: Block, x_BTC: jax.Array, layer: jax.Array | int) -> jax.Array:
+        def run(block: Block, x_BTC: Array, layer: Array | int) -> Array:
             return block(self._stream(x_BTC, e_BTC), keys_B, layer * Block.SITES)
 
         return self._logits(run_blocks(self.config, self.h, run, e_BTC))
 
-    def decode(
-        self, tokens_BT: jax.Array, cache: Cache, start: jax.Array
-    ) -> tuple[jax.Array, Cache]:
-        """Logits after each of T tokens that take the positions from `start` on, and the cache.
+    def decode(self, tokens_BT: Array, cache: Cache, start: Array) -> tuple[Array, Cache]:
+        """Logits after each of T tokens at the positions from `start` on, and the new cache.
 
-        Up to rounding `__call__`'s at these positions, if the cache holds the tokens before them.
-        What it holds at later positions is neither read nor kept. For the unrolled model, which
-        `stacking.unrolled` makes of a scanned one.
+        Equals `__call__` at these positions up to rounding if the cache holds the tokens before
+        them. Later positions of the cache are neither read nor preserved. Works for the unrolled
+        model only; `stacking.unrolled` converts a scanned one.
 
         Args:
           tokens_BT: ids below vocab_size; start + T is at most block_size.
-          cache: of `init_cache`, or what the last call returned.
+          cache: from `init_cache` or from the previous call.
           start: int32 scalar.
 
-        Returns: float32 logits, shape (B, T, V), and the cache with the new tokens in it.
+        Returns: float32 logits, shape (B, T, V), and the cache including the new tokens.
         """
         e_BTC = x_BTC = self._embed(tokens_BT, start)
         new = []
@@ -96,9 +92,9 @@ class GPT(nn.Module):
             new.append(keys_values)
         return self._logits(x_BTC), tuple(new)
 
-    def _embed(self, tokens_BT: jax.Array, start: jax.Array | int) -> jax.Array:
-        # Fetched over the mesh as a whole: a look-up in a table that is shared along `embed` makes
-        # XLA copy the activations to all devices ("involuntary full rematerialization").
+    def _embed(self, tokens_BT: Array, start: Array | int) -> Array:
+        # Gathered along `embed` first. A look-up in a table sharded along it makes XLA copy the
+        # activations to all devices ("involuntary full rematerialization").
         table_VC = nn.with_logical_constraint(self.wte.embedding, ("vocab", None))
         x_BTC = jnp.take(table_VC, tokens_BT, axis=0)
         if self.config.position == "learned":
@@ -106,21 +102,21 @@ class GPT(nn.Module):
             x_BTC = x_BTC + lax.dynamic_slice_in_dim(self.wpe.embedding, start, size)
         return x_BTC
 
-    def _stream(self, x_BTC: jax.Array, e_BTC: jax.Array) -> jax.Array:
-        """What a block reads: the stream, perhaps with the embedding in it again.
+    def _stream(self, x_BTC: Array, e_BTC: Array) -> Array:
+        """A block's input: the stream, plus the embedding with `embedding_skip`.
 
-        modded-nanogpt does so with learned weights (Jordan and others, 2024).
+        modded-nanogpt does this with learned weights (Jordan and others, 2024).
         """
         return x_BTC + e_BTC if self.config.embedding_skip else x_BTC
 
-    def _logits(self, x_BTC: jax.Array) -> jax.Array:
+    def _logits(self, x_BTC: Array) -> Array:
         x_BTC = self.ln_f(x_BTC)
         if self.config.tie_embeddings:
             dtype = self.config.matmul_dtype
             logits_BTV = einsum("btc,vc->btv", x_BTC, self.wte.embedding, dtype)
         else:
             logits_BTV = self.lm_head(x_BTC)
-        return softcap(shared(logits_BTV, "vocab"), self.config.logit_softcap)
+        return softcap(constrain(logits_BTV, "vocab"), self.config.logit_softcap)
 
     def _table(self, rows: int, axis: str) -> nn.Embed:
         init = named(normal(INIT_STDDEV), axis, "embed")

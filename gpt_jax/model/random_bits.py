@@ -1,20 +1,20 @@
-"""Random bits from a hash: what dropout and the initializers draw from."""
+"""Random bits from a hash. Dropout and the initializers draw from them."""
 
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax import Array, lax
 
 
-def random_bits(key: jax.Array, site: jax.Array | int, shape: tuple[int, ...]) -> jax.Array:
-    """32 random bits for each element: a hash of its index, the key and `site`.
+def random_bits(key: Array, site: Array | int, shape: tuple[int, ...]) -> Array:
+    """32 random bits per element: a hash of the element's index, the key and `site`.
 
-    Twenty rounds of threefry, what jax.random draws with, took a seventh of the step of
-    configs/tiny.py; this is computed where it is used and takes next to nothing. The constants and
-    shifts are those of MurmurHash3's finaliser (Appleby, public domain); one half of the key enters
-    before it and the other half way.
+    jax.random uses twenty rounds of threefry, which took a seventh of the step of configs/tiny.py.
+    This hash is fused into the code that uses it and costs next to nothing. Its constants and
+    shifts are those of MurmurHash3's finalizer (Appleby, public domain). One half of the key enters
+    before the mixing, the other half in the middle of it.
 
     Returns: uint32, of `shape`.
     """

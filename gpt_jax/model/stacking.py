@@ -1,7 +1,9 @@
-"""The blocks of a model in their order, unrolled or scanned, and the parameters of either.
+"""Runs the blocks of a model in order, unrolled or scanned, and converts their parameters.
 
     unrolled   h_0/attn/q/kernel (C, H, D), h_1/attn/q/kernel (C, H, D), ...
     scanned    h/attn/q/kernel (L, C, H, D)
+
+Training uses either form; decoding and export use the unrolled one.
 
 Shapes (the suffix of a name): B rows, T time, C width, L layers.
 """
@@ -13,24 +15,25 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax import Array
 
 from gpt_jax.config import GPTConfig
 
-AXIS = {nn.PARTITION_NAME: "layers"}  # The logical name of a stacked parameter's first axis.
-Run = Callable[[Any, jax.Array, jax.Array | int], jax.Array]
+AXIS = {nn.PARTITION_NAME: "layers"}  # Logical name of a stacked parameter's first axis.
+Run = Callable[[Any, Array, Array | int], Array]
 
 
-def run_blocks(config: GPTConfig, blocks: Any, run: Run, x_BTC: jax.Array) -> jax.Array:
-    """x after `run(block, x, layer)` of every layer.
+def run_blocks(config: GPTConfig, blocks: Any, run: Run, x_BTC: Array) -> Array:
+    """x after `run(block, x, layer)` for every layer.
 
     Args:
-      blocks: n_layer modules or, with `config.scan_layers`, the one that has stacked parameters.
-      run: may call the block once; with `config.remat` it is called again in the backward pass.
+      blocks: n_layer modules or, with `config.scan_layers`, one module with stacked parameters.
+      run: may call the block once. With `config.remat`, the backward pass calls `run` again.
     """
     if config.remat:
-        # No policy: what a block keeps is its input alone. Keeping products, too, would spare
-        # their work, but they are most of the memory that this is meant to save. In a scan the
-        # compiler cannot see both passes at once, and so cannot undo it by sharing their work.
+        # No policy: only a block's input is saved. Saving products too would spare their work, but
+        # they are most of the memory. prevent_cse=False is safe in a scan, where the compiler does
+        # not see both passes at once and so cannot undo remat by merging them.
         run = nn.remat(run, prevent_cse=not config.scan_layers)
     if not config.scan_layers:
         for layer, block in enumerate(blocks):
@@ -47,17 +50,17 @@ def run_blocks(config: GPTConfig, blocks: Any, run: Run, x_BTC: jax.Array) -> ja
 
 
 def plain(config: GPTConfig) -> GPTConfig:
-    """The same model, unrolled and without what serves training alone: for every machine."""
+    """The same model, unrolled and without options that only training needs: runs anywhere."""
     return dataclasses.replace(config, attention="xla", remat=False, scan_layers=False)
 
 
 def unrolled(config: GPTConfig, params: Any) -> tuple[GPTConfig, Any]:
-    """The model as decoding and export know it: its `plain` configuration and parameters."""
+    """The `plain` config and unrolled parameters of a model: what decoding and export use."""
     return plain(config), unstack(params) if config.scan_layers else params
 
 
 def stack(params: Any) -> Any:
-    """The parameters of the scanned model from those of the unrolled one, boxed or not."""
+    """Unrolled parameters -> scanned ones, with or without Flax's boxes of axis names."""
     layers = sum(name.startswith("h_") for name in params)
     rest = {name: value for name, value in params.items() if not name.startswith("h_")}
     blocks = [params[f"h_{layer}"] for layer in range(layers)]
@@ -66,7 +69,7 @@ def stack(params: Any) -> Any:
 
 
 def unstack(params: Any) -> Any:
-    """The parameters of the unrolled model from those of the scanned one."""
+    """Scanned parameters -> unrolled ones."""
     rest = {name: value for name, value in params.items() if name != "h"}
     layers = len(jax.tree.leaves(params["h"])[0])
     blocks = {

@@ -1,8 +1,9 @@
-"""A run on disk: its folder, its lock, its record, its checkpoints.
+"""A run on disk: its folder, lock, record and checkpoints.
 
-Owns every file of a run that a resumed run reads, and what may change on resume. Knows nothing of
-the model or of training: a state is a tree of arrays. Read record.py first, then checkpoints.py,
-which alone uses JAX and Orbax (import it by its own name).
+Owns every file that a resumed run reads, except the log, and decides what may change on resume.
+Knows nothing about the model or about training: a state is a tree of arrays. Read record.py first,
+then resume.py and checkpoints.py. checkpoints.py and recovery.py load JAX and Orbax: import them by
+name.
 """
 
 from gpt_jax.runs.checkpoint_list import Saved, newest_run
@@ -27,6 +28,7 @@ __all__ = [
     "one_writer",
     "read_record",
     "record_changes",
+    "recovery",
     "same_tokens",
     "with_recorded_choices",
     "write_record",

@@ -7,26 +7,26 @@ from gpt_jax.errors import UserError
 
 
 def newest_run(runs: Path) -> Path:
-    """The folder in `runs` whose newest checkpoint was saved last.
+    """The folder in `runs` with the checkpoint that was saved last.
 
     Raises:
-      UserError: when there is none.
+      UserError: if there is no checkpoint.
     """
-    saved = {
-        workdir: max(map(_saved_at, steps))
+    times = {
+        workdir: max(map(_save_time, folders))
         for workdir in runs.glob("*")
-        if (steps := checkpoint_folders(workdir))
+        if (folders := checkpoint_folders(workdir))
     }
-    if not saved:
+    if not times:
         raise UserError(
             f"there is no run with a checkpoint in {runs.absolute()}: train one "
             "(scripts/train.py), or name its folder with --workdir"
         )
-    return max(saved, key=lambda workdir: saved[workdir])
+    return max(times, key=lambda workdir: times[workdir])
 
 
-def _saved_at(folder: Path) -> float:
-    """When a folder was last changed; long ago if it was removed meanwhile."""
+def _save_time(folder: Path) -> float:
+    """When the folder last changed; 0 if it was removed in the meantime."""
     try:
         return folder.stat().st_mtime
     except FileNotFoundError:
@@ -34,33 +34,41 @@ def _saved_at(folder: Path) -> float:
 
 
 def checkpoint_folders(workdir: Path) -> list[Path]:
-    """The folders of a run's checkpoints; an unfinished one has another name than its number."""
+    """The folders of a run's checkpoints. The name of an unfinished one is not a plain number."""
     return [path for path in workdir.glob("checkpoints/[0-9]*") if path.name.isdecimal()]
 
 
 @dataclasses.dataclass(frozen=True)
 class Saved:
-    """A checkpoint: its step, and its held-out loss in nats per token (inf: not measured)."""
+    """A checkpoint: its step, and its validation loss in nats per token (inf: not measured)."""
 
     step: int
     val_loss: float
 
 
-def chosen(saved: list[Saved], which: str, folder: Path) -> Saved:
-    """The checkpoint, of those saved in `folder`, that `which` names, see `Checkpoints.find`."""
-    if not saved:
+def choose(checkpoints: list[Saved], which: str, folder: Path) -> Saved:
+    """The checkpoint that `which` names.
+
+    Args:
+      checkpoints: oldest first; `folder` holds them.
+      which: "latest", "best" (by validation loss; of equals, the newest) or the number of a step.
+
+    Raises:
+      UserError: if there is none.
+    """
+    if not checkpoints:
         raise no_checkpoint(folder)
     if which == "latest":
-        return saved[-1]
+        return checkpoints[-1]
     if which == "best":
-        return min(saved, key=lambda one: (one.val_loss, -one.step))
-    for one in saved:
-        if str(one.step) == which:
-            return one
-    steps = ", ".join(str(one.step) for one in saved)
+        return min(checkpoints, key=lambda saved: (saved.val_loss, -saved.step))
+    for saved in checkpoints:
+        if str(saved.step) == which:
+            return saved
+    steps = ", ".join(str(saved.step) for saved in checkpoints)
     raise UserError(f"{folder} has no step {which!r}: choose best, latest or one of {steps}")
 
 
 def no_checkpoint(folder: Path) -> UserError:
-    """What a reader is told of a folder without any."""
+    """The error for a folder without checkpoints."""
     return UserError(f"{folder} holds no checkpoint: train first (scripts/train.py)")

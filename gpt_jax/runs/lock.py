@@ -1,4 +1,4 @@
-"""One writer per run: a lock that dies with the process that holds it. Standard library only."""
+"""One writer per run: a file lock that ends with its holder. Standard library only."""
 
 import contextlib
 import json
@@ -20,23 +20,26 @@ except ImportError:  # Windows.
 
 @contextlib.contextmanager
 def one_writer(workdir: Path) -> Iterator[None]:
-    """Holds `workdir` for this process alone; makes the folder, and removes it if it stays empty.
+    """Locks `workdir` for this process; creates the folder, and removes it if it stays empty.
 
-    The lock is the system's (flock on .lock), so it is free again when its holder is gone, however
-    it went. What the file says is only for people.
+    The operating system holds the lock (flock on .lock) and frees it when the process ends, for
+    whatever reason. The text in the file only tells people who holds it.
 
     Raises:
-      UserError: when another process holds it, or the folder cannot be written.
+      UserError: if another process holds the lock, or the folder cannot be written.
     """
     if fcntl is None:
-        print("note: no file locks here: see that no other run uses this folder", file=sys.stderr)
+        print(
+            "note: this platform has no file locks: make sure that no other run uses this folder",
+            file=sys.stderr,
+        )
         yield
         return
     with _lock(workdir) as file:
         file.truncate(0)
         file.write(json.dumps(_this_process()).encode("utf-8"))
         file.flush()
-        os.fsync(file.fileno())  # Other hosts read it, too.
+        os.fsync(file.fileno())  # Other hosts read it too.
         try:
             yield
         finally:
@@ -46,9 +49,9 @@ def one_writer(workdir: Path) -> Iterator[None]:
 
 
 def _lock(workdir: Path) -> BinaryIO:
-    """The open file of the lock, which is free again when it is closed."""
+    """The open lock file, locked; closing it frees the lock."""
     path = workdir / ".lock"
-    if path.is_symlink():  # It is written into.
+    if path.is_symlink():  # Writing would follow it.
         raise UserError(f"{path} is a link: remove it")
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -59,7 +62,7 @@ def _lock(workdir: Path) -> BinaryIO:
         ) from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Between opening and locking, its last holder may have removed it.
+        # The last holder may have removed the file after we opened it and before we locked it.
         if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
             return file
     except BlockingIOError:
@@ -76,7 +79,7 @@ def _this_process() -> dict[str, str | int]:
 
 
 def _holder(path: Path) -> str:
-    """Who holds the lock, as the file says."""
+    """Who holds the lock, from the text in the file."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         holder = json.loads(path.read_text(encoding="utf-8"))
         return f"process {holder['pid']} on {holder['host']}, started {holder['started']}"

@@ -2,8 +2,9 @@
 
     runs/tiny/  config.json  tokenizer.json  metrics.jsonl  loss.png  samples/  checkpoints/<step>/
 
-The record, config.json, holds the resolved configuration (nothing left to choose), where the corpus
-was found and its hash, the devices and the versions. Data, never code. No jax.
+The record is config.json. It holds the resolved configuration (no choice is left to the program),
+where the corpus was found and its hash, the devices and the package versions. It is data, never
+code. No jax.
 """
 
 import dataclasses
@@ -29,13 +30,12 @@ class Record:
 
     Attributes:
       config: resolved; `config.data.corpus` is where the text was found.
-      requested_corpus: what `data.corpus` said, paths made absolute; it still says
-        "tinyshakespeare" where the download failed and the play was taken.
+      requested_corpus: `data.corpus` as requested, with absolute paths. It is still
+        "tinyshakespeare" if the download failed and the built-in play was used.
       corpus_sha256: hash of the text's UTF-8 bytes.
       platform, devices: kind and number of devices.
-      changes: what was deliberately changed when the run went on: at which step, of which field,
-        its old and its new value.
-      init_from: the folder whose weights it began from, absolute; empty = random ones.
+      changes: deliberate changes on resume, each with its step, field, old and new value.
+      init_from: absolute folder of the weights it began from; empty = random parameters.
     """
 
     config: Config
@@ -48,11 +48,11 @@ class Record:
 
 
 def read_record(workdir: Path) -> Record | None:
-    """The record of the run in `workdir`, or None where no run was started.
+    """The record of the run in `workdir`; None if no run was started there.
 
     Raises:
-      UserError: for a record that cannot be read, is of another format, or is missing beside
-        checkpoints, and for links out of the folder.
+      UserError: if the record cannot be read, has another format, or is missing beside
+        checkpoints; or if a link leads out of the folder.
     """
     check_links(workdir)
     path = workdir / "config.json"
@@ -61,7 +61,7 @@ def read_record(workdir: Path) -> Record | None:
     except FileNotFoundError:
         if checkpoint_folders(workdir):
             raise UserError(
-                f"{workdir} holds checkpoints but no config.json, so their model is not known: "
+                f"{workdir} holds checkpoints but no config.json that describes their model: "
                 "restore the file, or name another folder"
             ) from None
         return None
@@ -75,28 +75,28 @@ def matching_tokenizer(workdir: Path, config: Config) -> Tokenizer:
     """The run's tokenizer.
 
     Raises:
-      UserError: when it cannot be read, or has more tokens than the model's vocabulary, which may
-        be padded.
+      UserError: if it cannot be read, or has more tokens than the model's vocabulary. It may have
+        fewer: the vocabulary can be padded.
     """
     tokenizer = load_tokenizer(workdir / "tokenizer.json")
     if tokenizer.vocab_size > config.model.vocab_size:
         raise UserError(
-            f"{workdir / 'tokenizer.json'} has {tokenizer.vocab_size} tokens, the model of "
-            f"config.json {config.model.vocab_size}: restore the file the run began with"
+            f"{workdir / 'tokenizer.json'} has {tokenizer.vocab_size} tokens, the model in "
+            f"config.json only {config.model.vocab_size}: restore the file the run began with"
         )
     return tokenizer
 
 
 def existing_record(workdir: Path) -> Record:
-    """The record of a run that must be there.
+    """The record of a run that must exist.
 
     Raises:
-      UserError: as `read_record`, and where no run was started.
+      UserError: as `read_record`, and if no run was started there.
     """
     record = read_record(workdir)
     if record is None:
         raise UserError(
-            f"{workdir} holds no run (there is no config.json): name the folder of one, such as "
+            f"{workdir} holds no run (there is no config.json): name the folder of a run, such as "
             "runs/tiny"
         )
     return record
@@ -104,27 +104,27 @@ def existing_record(workdir: Path) -> Record:
 
 def _parse_record(content: Any) -> Record:
     if content["format"] != FORMAT:
-        raise UserError(f"it is of format {content['format']!r}, this version reads {FORMAT}")
+        raise UserError(f"it has format {content['format']!r}, but this version reads {FORMAT}")
     config, corpus, devices = (content[name] for name in ("config", "corpus", "devices"))
     config = Config.from_dict(config)
     if config.model.matmul_dtype == "auto":
-        raise UserError("it leaves model.matmul_dtype to choose")
+        raise UserError("model.matmul_dtype = 'auto', but a record holds what was chosen")
     return Record(
         config=config,
         requested_corpus=checked("corpus.requested", corpus["requested"], str, ANY),
         corpus_sha256=checked("corpus.sha256", corpus["sha256"], str, ANY),
         platform=checked("devices.platform", devices["platform"], str, ANY),
         devices=checked("devices.count", devices["count"], int, ANY),
-        changes=tuple(map(dict, content.get("changes", ()))),  # Runs of before have none.
+        changes=tuple(map(dict, content.get("changes", ()))),  # Older runs have none.
         init_from=checked("init_from", content.get("init_from", ""), str, ANY),
     )
 
 
 def write_record(workdir: Path, record: Record, tokenizer: Tokenizer) -> None:
-    """Writes tokenizer.json and then, as a whole, config.json: it is the commit.
+    """Writes tokenizer.json, then config.json, which makes the folder a run. Each is atomic.
 
     Raises:
-      UserError: when the folder cannot be made or written.
+      UserError: if the folder cannot be created or written.
     """
     content = {
         "format": FORMAT,
@@ -147,16 +147,16 @@ def write_record(workdir: Path, record: Record, tokenizer: Tokenizer) -> None:
 
 
 def check_links(folder: Path) -> None:
-    """Refuses links that lead out of `folder`: what is written into it could land anywhere.
+    """Refuses links that lead out of `folder`, because writing through one could hit any file.
 
     Raises:
-      UserError: for the first one.
+      UserError: for the first such link.
     """
     inside = folder.resolve()
     for parent, folders, names in os.walk(folder):
         for path in (Path(parent, name) for name in (*folders, *names)):
             if path.is_symlink() and not path.resolve().is_relative_to(inside):
                 raise UserError(
-                    f"{path} is a link to {path.resolve()}, out of the folder of the run: put what "
-                    "it leads to in its place"
+                    f"{path} is a link to {path.resolve()}, out of the folder of the run: replace "
+                    "the link with what it leads to"
                 )

@@ -1,7 +1,11 @@
-"""What may change when a run goes on, and what that says in its record. No jax.
+"""What may change when a run resumes. No jax.
 
-A resumed run must be the same run: the same arrays, the same tokens, the same text. What cannot
-change its result is free; another deliberate change is allowed by name, and recorded.
+A resumed run must be the same run: the same arrays, tokens and text. Each setting says whether it
+may change on resume (`on_resume` in config/sections.py):
+
+    FREE      may change: it does not affect the result
+    ALLOWED   may change if named with --resume_allow; the record notes the change
+    FIXED     may not change: the run's arrays or tokens depend on it
 """
 
 import dataclasses
@@ -9,18 +13,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gpt_jax.config import FIXED, FREE, Config, check_field, choices, on_resume
+from gpt_jax.config import FIXED, FREE, Config, automatic_settings, check_field, on_resume
 from gpt_jax.errors import UserError
 from gpt_jax.runs.record import Record, matching_tokenizer, write_record
 from gpt_jax.text import Tokens, absolute_kind, absolute_source, encoded, load_corpus, shards
 
 
 def with_recorded_choices(config: Config, record: Record) -> Config:
-    """`config` with what it leaves to choose as `record` chose it."""
-    for section, name, undecided in choices():
-        if getattr(getattr(config, section), name) == undecided:
-            chosen = getattr(getattr(record.config, section), name)
-            config = config.with_values(section, **{name: chosen})
+    """`config`, where every choice left to the program is the one in `record`."""
+    for section, name, automatic in automatic_settings():
+        if getattr(getattr(config, section), name) == automatic:
+            recorded = getattr(getattr(record.config, section), name)
+            config = config.with_values(section, **{name: recorded})
     config = config.with_values("data", tokenizer=absolute_kind(config.data.tokenizer))
     if absolute_source(config.data.corpus) == record.requested_corpus:
         config = config.with_values("data", corpus=record.config.data.corpus)
@@ -30,31 +34,31 @@ def with_recorded_choices(config: Config, record: Record) -> Config:
 def check_same_run(
     config: Config, record: Record, workdir: Path, allowed: Sequence[str] = ()
 ) -> list[dict[str, Any]]:
-    """Refuses to go on with a run under a configuration that would make another model of it.
+    """Checks that the run in `workdir` can resume with `config`.
 
     Args:
-      allowed: fields, such as "train.steps", that may have changed all the same.
+      allowed: fields that may differ from the record, such as "train.steps".
 
-    Returns: the changes, all of them allowed: field, old and new value.
+    Returns: the differences, all of them allowed: field, old value, new value.
 
     Raises:
-      UserError: listing every other field that differs, as recorded and as asked for; for a name
-        that is no field, or of a field that cannot change in one run.
+      UserError: listing all differences that are not allowed; or if `allowed` names a field that
+        does not exist or is FIXED.
     """
     for name in allowed:
         check_field(*name.partition(".")[::2])
         if on_resume(name) == FIXED:
             raise UserError(
-                f"--resume_allow={name} cannot be: the arrays and the tokens of {workdir} depend "
+                f"--resume_allow={name} is not possible: the arrays or tokens of {workdir} depend "
                 "on it; start a new run with another --workdir"
             )
     changes = _differences(config, record)
     refused = [change for change in changes if change["field"] not in allowed]
     if refused:
-        told = "; ".join(f"{c['field']} was {c['was']!r} and is now {c['is']!r}" for c in refused)
+        text = "; ".join(f"{c['field']} was {c['was']!r} and is now {c['is']!r}" for c in refused)
         raise UserError(
-            f"{workdir} holds a run of another configuration ({told}): start a new one with "
-            "another --workdir" + _way_through(refused)
+            f"{workdir} holds a run with another configuration ({text}): start a new run with "
+            "another --workdir" + _how_to_allow(refused)
         )
     return changes
 
@@ -69,21 +73,25 @@ def _differences(config: Config, record: Record) -> list[dict[str, Any]]:
     ]
 
 
-def _way_through(refused: list[dict[str, Any]]) -> str:
-    fields = [change["field"] for change in refused]
+def _how_to_allow(changes: list[dict[str, Any]]) -> str:
+    """The flags that allow the changes; empty if one of them cannot be allowed."""
+    fields = [change["field"] for change in changes]
     if any(on_resume(field) == FIXED for field in fields):
         return ""
     flags = " ".join(f"--resume_allow={field}" for field in fields)
-    return f", or go on with this one by {flags}"
+    return f", or resume this one with {flags}"
 
 
 def record_changes(
     workdir: Path, record: Record, config: Config, changes: list[dict[str, Any]], step: int
 ) -> None:
-    """Writes into the record that the run goes on from `step` with some fields of `config`.
+    """Writes into the record that the run resumes at `step` with changed settings.
+
+    Args:
+      config: holds the new values; `changes` come from `check_same_run`.
 
     Raises:
-      UserError: when it cannot be written.
+      UserError: if the record cannot be written.
     """
     new = record.config
     for change in changes:
@@ -95,10 +103,10 @@ def record_changes(
 
 
 def check_same_corpus(sha256: str, record: Record, workdir: Path) -> None:
-    """Refuses a corpus that is not the one the run began with.
+    """Checks that the corpus is the one the run began with.
 
     Raises:
-      UserError: with both hashes.
+      UserError: with both hashes, if it is not.
     """
     if sha256 != record.corpus_sha256:
         raise UserError(
@@ -109,10 +117,10 @@ def check_same_corpus(sha256: str, record: Record, workdir: Path) -> None:
 
 
 def same_tokens(config: Config, record: Record, workdir: Path) -> Tokens:
-    """The corpus of a run that resumes as token ids.
+    """The corpus of a run that resumes, as token ids.
 
     Raises:
-      UserError: if the corpus is not the one the run began with, or it cannot be read.
+      UserError: if the corpus cannot be read, or is not the one the run began with.
     """
     if shards.is_prepared(config.data.corpus):
         tokens = shards.load(config.data)

@@ -1,12 +1,12 @@
-"""Logits -> token, and text one token after another with a cache of keys and values.
+"""Text, one token after another, with a KV cache.
 
-A window of at most block_size tokens is in view. `fill` computes the keys and values of all its
-tokens but the last; `extend` then reads the last token, draws the next, and so on in one loop on
-the device. When the window is full, its newest half is kept and filled in again.
+The model sees a window of at most block_size tokens. `prefill` computes the keys and values of all
+tokens in the window but the last. `draw_tokens` then reads the last token, draws the next one, and
+so on, in one loop on the device. When the window is full, its newest half is kept and prefilled.
 
-Everything has a fixed shape, so a prompt or a text of another length compiles nothing anew.
+All shapes are fixed, so a prompt or text of another length compiles nothing new.
 
-Shapes (the suffix of a name): B samples, T block_size, P half of it, V vocabulary.
+Shapes (the suffix of a name): B samples, T block_size, P half of T, V vocabulary.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax import Array, lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from gpt_jax.config import GPTConfig, SampleConfig
@@ -26,55 +26,51 @@ from gpt_jax.sampling.sampler import sample_token
 
 
 def _decode(
-    config: GPTConfig, params: Any, tokens_BT: jax.Array, cache: Cache, start: jax.Array | int
-) -> tuple[jax.Array, Cache]:
+    config: GPTConfig, params: Any, tokens_BT: Array, cache: Cache, start: Array | int
+) -> tuple[Array, Cache]:
     decoded = GPT(config).apply({"params": params}, tokens_BT, cache, start, method="decode")
-    return cast(tuple[jax.Array, Cache], decoded)
+    return cast(tuple[Array, Cache], decoded)
 
 
 @partial(jax.jit, static_argnames="config", donate_argnames="cache")
-def fill(
-    config: GPTConfig, params: Any, cache: Cache, tokens_BP: jax.Array, start: jax.Array
-) -> Cache:
-    """The cache (donated) with the keys and values of tokens that stand at `start` and after."""
+def prefill(config: GPTConfig, params: Any, cache: Cache, tokens_BP: Array, start: Array) -> Cache:
+    """The cache (donated) with the keys and values of tokens at the positions from `start` on."""
     return _decode(config, params, tokens_BP, cache, start)[1]
 
 
-# Ordering the many small operations of a token for concurrency costs more than it gains: without,
-# one sequence takes 145 us a token and not 174, and 64 take 4.0 ms and not 4.5.
+# Scheduling a token's many small operations for concurrency costs more than it gains. Without it,
+# one sequence takes 145 us a token instead of 174, and 64 sequences take 4.0 ms instead of 4.5.
 @partial(
     jax.jit,
     static_argnames=("config", "top_k", "n_tokens"),
     donate_argnames="cache",
     compiler_options={"xla_cpu_enable_concurrency_optimized_scheduler": False},
 )
-def extend(
+def draw_tokens(
     config: GPTConfig,
     params: Any,
     cache: Cache,
-    last_B: jax.Array,
-    start: jax.Array,
-    count: jax.Array,
-    u_BT: jax.Array,
-    temperature: jax.Array,
+    last_B: Array,
+    start: Array,
+    count: Array,
+    u_BT: Array,
+    temperature: Array,
     top_k: int,
-    top_p: jax.Array,
+    top_p: Array,
     n_tokens: int,
-) -> tuple[jax.Array, Cache]:
-    """Draws `count` tokens after `last_B`, which stands at position `start` of the window.
+) -> tuple[Array, Cache]:
+    """Draws `count` tokens after `last_B`, which is at position `start` of the window.
 
     Args:
-      cache: of the tokens before it; donated.
+      cache: of the tokens before `last_B`; donated.
       count: at most T - start.
-      u_BT: uniform numbers, that of the token drawn after position t at t.
-      n_tokens: the ids below it can be drawn; see `stream`.
+      u_BT: uniform numbers; number t draws the token after position t.
+      n_tokens: only ids below it can be drawn; see `stream`.
 
-    Returns: the ids, shape (B, T) of which `count` columns count, and the cache.
+    Returns: the ids, shape (B, T), of which the first `count` columns are valid, and the cache.
     """
 
-    def draw_one(
-        i: jax.Array, carry: tuple[jax.Array, Cache, jax.Array]
-    ) -> tuple[jax.Array, Cache, jax.Array]:
+    def draw_one(i: Array, carry: tuple[Array, Cache, Array]) -> tuple[Array, Cache, Array]:
         last_B, cache, new_BT = carry
         logits_B1V, cache = _decode(config, params, last_B[:, None], cache, start + i)
         u_B = lax.dynamic_index_in_dim(u_BT, start + i, 1, keepdims=False)
@@ -88,20 +84,16 @@ def extend(
 
 
 @partial(jax.jit, static_argnames=("rows", "count"))
-def uniforms(seed: jax.Array, rows: int, first: jax.Array, count: int) -> jax.Array:
-    """A number in [0, 1) for `count` tokens from `first` on of every sample, shape (rows, count).
+def uniforms(seed: Array, rows: int, first: Array, count: int) -> Array:
+    """Numbers in [0, 1) for `count` tokens from `first` on of every sample, shape (rows, count).
 
-    Of token j of sample i by fold_in(fold_in(key(seed), i), j), whatever else is drawn. `first` may
-    be negative: nobody draws those tokens.
+    The number for token j of sample i comes from fold_in(fold_in(key(seed), i), j) and depends on
+    nothing else. `first` may be negative; nobody draws those tokens.
     """
-
-    def one(i: jax.Array, j: jax.Array) -> jax.Array:
-        return jax.random.uniform(
-            jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), i), j)
-        )
-
-    of_tokens = jax.vmap(one, (None, 0))
-    return jax.vmap(of_tokens, (0, None))(jnp.arange(rows), first + jnp.arange(count))
+    fold_in = jax.vmap(jax.random.fold_in, (None, 0))
+    keys_B = fold_in(jax.random.key(seed), jnp.arange(rows))
+    keys_BT = jax.vmap(fold_in, (0, None))(keys_B, first + jnp.arange(count))
+    return jax.vmap(jax.vmap(jax.random.uniform))(keys_BT)
 
 
 def stream(
@@ -114,36 +106,37 @@ def stream(
     piece: int = 0,
     n_tokens: int = 0,
 ) -> Iterator[np.ndarray]:
-    """The ids that follow the prompt in each sample, as they are drawn.
+    """Yields the ids that follow the prompt in each sample, as they are drawn.
 
-    Sample i has its own numbers (`uniforms`): the same text however many samples there are.
+    Each sample has its own random numbers (`uniforms`), so its text does not depend on how many
+    samples there are.
 
     Args:
-      prompt_ids: shape (tokens,), at least one; of a longer prompt the last T tokens are read.
-      params: on one device, or whole on each device of a mesh: then these share the samples.
-      options: all but `prompt` is heeded.
-      piece: most tokens at a time; 0 = as many as the window has room for.
-      n_tokens: the ids below it can be drawn, those the tokenizer knows: the vocabulary of a model
-        may be padded, its tables longer. 0 = all.
+      params: on one device, or whole on every device of a mesh, which then share the samples.
+      prompt_ids: shape (tokens,), at least one. Of a longer prompt, the last T tokens are read.
+      options: all but `prompt` apply.
+      piece: most tokens per array; 0 = as many as fit into the window.
+      n_tokens: only ids below it can be drawn: those the tokenizer knows. The model's vocabulary
+        may be padded to a larger size. 0 = all ids.
 
     Yields: arrays of shape (B, tokens), `options.max_new_tokens` tokens in all.
     """
-    # Matrix products round in another order for another number of rows. In bfloat16 that changed
-    # three texts of 17 within 1000 tokens, in float32 none of 64.
+    # The rounding of matrix products depends on the number of rows. Within 1000 tokens, that
+    # changed three texts of 17 in bfloat16 and none of 64 in float32.
     config = dataclasses.replace(config, matmul_dtype="float32")
     place, rows = _layout(params, num_samples)
     prompt = np.asarray(prompt_ids[-config.block_size :], np.int32)
-    # One cache for all windows: a new one, zeros put on the devices, took 7 % of 64 texts' time.
+    # One cache for all windows: putting new zeros on the devices took 7 % of the time of 64 texts.
     window, cache = np.tile(prompt, (rows, 1)), place(init_cache(config, rows))
     drawn, moved = 0, True
     while drawn < options.max_new_tokens:
         start = window.shape[1] - 1
         if moved:
-            cache = _filled(config, params, cache, window[:, :-1], place)
+            cache = _prefill_window(config, params, cache, window[:, :-1], place)
             u_BT = place(uniforms(seed, rows, drawn - start, config.block_size))
-        count = min(config.block_size - start, options.max_new_tokens - drawn)
-        count = min(count, piece or count)
-        new_BT, cache = extend(
+        space = config.block_size - start
+        count = min(space, options.max_new_tokens - drawn, piece or space)
+        new_BT, cache = draw_tokens(
             config, params, cache, place(window[:, -1]), start, count, u_BT,
             options.temperature, options.top_k, options.top_p, n_tokens or config.vocab_size,
         )  # fmt: skip
@@ -155,31 +148,31 @@ def stream(
 
 
 def _layout(params: Any, num_samples: int) -> tuple[Callable[[Any], Any], int]:
-    """How to place arrays whose rows are samples beside the parameters, and how many rows.
+    """A function that places arrays with a row per sample, and the number of rows.
 
-    Where the parameters lie on several devices, these share the samples; rows are filled up so that
-    each has as many.
+    If the parameters are on several devices, the devices share the samples, and rows are added so
+    that every device has the same number.
     """
     sharding = jax.tree.leaves(params)[0].sharding
-    if num_samples == 1 or len(sharding.device_set) == 1:
-        return lambda rows: rows, num_samples
     ways = len(sharding.device_set)
-    shared = NamedSharding(sharding.mesh, PartitionSpec(sharding.mesh.axis_names))
-    return lambda tree: jax.device_put(tree, shared), -(-num_samples // ways) * ways
+    if num_samples == 1 or ways == 1:
+        return lambda tree: tree, num_samples
+    over_devices = NamedSharding(sharding.mesh, PartitionSpec(sharding.mesh.axis_names))
+    return lambda tree: jax.device_put(tree, over_devices), -(-num_samples // ways) * ways
 
 
 def _half(config: GPTConfig) -> int:
     return max(config.block_size // 2, 1)
 
 
-def _filled(
+def _prefill_window(
     config: GPTConfig, params: Any, cache: Cache, tokens: np.ndarray, place: Callable[[Any], Any]
 ) -> Cache:
-    """The cache with some tokens, computed half a window at a time: a full one comes rarely."""
+    """The cache with `tokens`, prefilled half a window at a time; more than half is rare."""
     for start in range(0, tokens.shape[1], _half(config)):
         piece = tokens[:, start : start + _half(config)]
         padded = np.pad(piece, [(0, 0), (0, _half(config) - piece.shape[1])])
-        cache = fill(config, params, cache, place(padded), start)
+        cache = prefill(config, params, cache, place(padded), start)
     return cache
 
 
@@ -192,6 +185,5 @@ def generate(
     num_samples: int = 1,
 ) -> np.ndarray:
     """The ids that follow the prompt in each sample, shape (B, max_new_tokens). See `stream`."""
-    none = np.zeros((num_samples, 0), np.int32)
     pieces = stream(config, params, prompt_ids, options, seed, num_samples)
-    return np.concatenate([none, *pieces], axis=1)
+    return np.concatenate([np.zeros((num_samples, 0), np.int32), *pieces], axis=1)

@@ -7,10 +7,10 @@ from gpt_jax.text import Tokenizer
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str) -> np.ndarray:
-    """The ids of a prompt, at least one: an empty one is a line break, or id 0 where none is known.
+    """The ids of a prompt, at least one: an empty prompt becomes a line break, if known, or id 0.
 
     Raises:
-      UserError: for a character outside the vocabulary.
+      UserError: if a character is not in the vocabulary.
     """
     if prompt:
         return tokenizer.encode(prompt)
@@ -21,7 +21,7 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str) -> np.ndarray:
 
 
 def known_prompt(tokenizer: Tokenizer, prompt: str) -> str:
-    """A prompt that nobody asked for: as it is or, where a character of it is unknown, empty."""
+    """A default prompt: `prompt`, or an empty one if the tokenizer lacks one of its characters."""
     try:
         encode_prompt(tokenizer, prompt)
     except UserError:

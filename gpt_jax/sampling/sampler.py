@@ -1,60 +1,53 @@
-"""Logits -> token: temperature, top-k, top-p."""
+"""Logits -> token: temperature, top-k, top-p. The suffix V of a name: vocabulary."""
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
 
-# Up to so many ids, counting those that are greater is faster than sorting.
-COUNTED_VOCAB = 1024
-
-
-# Below, logits / temperature could be infinite; the likeliest has all the chances there anyway.
-LOWEST_TEMPERATURE = 1e-5
+COUNTED_VOCAB = 1024  # Up to this size, counting the larger logits is faster than sorting.
+MIN_TEMPERATURE = 1e-5  # Below it, logits / temperature could overflow; greedy is the limit anyway.
 
 
 def sample_token(
-    logits_V: jax.Array,
-    u: jax.Array | float,
-    temperature: jax.Array | float,
-    top_k: int,
-    top_p: jax.Array | float,
-) -> jax.Array:
-    """Draws an id from softmax(logits / temperature), cut to the likeliest; at 0 the likeliest.
+    logits_V: Array, u: Array | float, temperature: Array | float, top_k: int, top_p: Array | float
+) -> Array:
+    """Draws an id from softmax(logits / temperature) after top-k and top-p. At 0, the likeliest id.
 
-    Top-k is applied first, then top-p: the likeliest tokens whose chances reach `top_p` together.
+    Top-k is applied first. Top-p then keeps the fewest likeliest ids whose probabilities sum to at
+    least `top_p`.
 
     Args:
-      u: uniform in [0, 1); the id is the one in whose share of the summed chances it falls. One
-        random number for a token: Gumbel noise, one for every id, took a third of the time.
+      u: uniform in [0, 1); picks the id in whose share of the cumulative probabilities it falls.
+        One random number per token: Gumbel noise, one per id, took a third of the time.
 
     Returns: int32 scalar.
     """
 
-    def draw() -> jax.Array:
+    def draw() -> Array:
         scaled_V = _cut_to_top_k(logits_V, top_k) / temperature
-        scaled_V = lax.cond(top_p < 1, lambda: _cut_to_nucleus(scaled_V, top_p), lambda: scaled_V)
-        below_V = jnp.cumsum(jax.nn.softmax(scaled_V))
-        # Rounding can leave u above the sum of all: then it is the last id that has a chance.
+        scaled_V = lax.cond(top_p < 1, lambda: _cut_to_top_p(scaled_V, top_p), lambda: scaled_V)
+        cumulative_V = jnp.cumsum(jax.nn.softmax(scaled_V))
+        # Rounding can leave u above the total. Then take the last id that was not cut.
         last = jnp.max(jnp.where(scaled_V > -jnp.inf, jnp.arange(len(scaled_V)), 0))
-        return jnp.minimum(jnp.sum(below_V <= u), last).astype(jnp.int32)
+        return jnp.minimum(jnp.sum(cumulative_V <= u), last).astype(jnp.int32)
 
-    greedy = temperature < LOWEST_TEMPERATURE
+    greedy = temperature < MIN_TEMPERATURE
     return lax.cond(greedy, lambda: jnp.argmax(logits_V).astype(jnp.int32), draw)
 
 
-def _cut_to_top_k(logits_V: jax.Array, top_k: int) -> jax.Array:
+def _cut_to_top_k(logits_V: Array, top_k: int) -> Array:
     if not 0 < top_k < len(logits_V):
         return logits_V
     if len(logits_V) <= COUNTED_VOCAB:
-        # As a product: a sum over a row of comparisons takes twice as long on a CPU.
-        greater_V = (logits_V > logits_V[:, None]).astype(jnp.float32) @ jnp.ones(len(logits_V))
-        return jnp.where(greater_V < top_k, logits_V, -jnp.inf)
+        # As a product: on a CPU, summing each row of comparisons takes twice as long.
+        larger_V = (logits_V > logits_V[:, None]).astype(jnp.float32) @ jnp.ones(len(logits_V))
+        return jnp.where(larger_V < top_k, logits_V, -jnp.inf)
     return jnp.where(logits_V < lax.top_k(logits_V, top_k)[0][-1], -jnp.inf, logits_V)
 
 
-def _cut_to_nucleus(logits_V: jax.Array, top_p: jax.Array | float) -> jax.Array:
+def _cut_to_top_p(logits_V: Array, top_p: Array | float) -> Array:
     order_V = jnp.argsort(-logits_V)
-    chances_V = jax.nn.softmax(logits_V[order_V])
-    before_V = jnp.cumsum(chances_V) - chances_V
-    top_p = jnp.maximum(top_p, 1e-9)  # The likeliest is kept where rounding makes a 0 of it.
+    sorted_V = jax.nn.softmax(logits_V[order_V])
+    before_V = jnp.cumsum(sorted_V) - sorted_V
+    top_p = jnp.maximum(top_p, 1e-9)  # Keeps the likeliest id even if top_p rounds to 0.
     return logits_V.at[order_V].set(jnp.where(before_V < top_p, logits_V[order_V], -jnp.inf))

@@ -1,8 +1,9 @@
 """Text -> token ids -> windows, and ids -> text.
 
-Owns corpora (downloaded, yours, the built-in play), tokenizers, prepared corpora on disk and the
-windows of a batch. Uses NumPy, never JAX; the only network access is one download in corpus.py.
-Read tokens.py first, then windows.py: the batch of a step is a function of (seed, step).
+Owns corpora (downloaded, yours, the built-in play), tokenizers, prepared corpora on disk, and the
+windows of a batch. It uses NumPy, never JAX, and knows nothing of models or runs. The only network
+access is one download in corpus.py. Read tokens.py first, then windows.py: the batch of a step is a
+function of (seed, step).
 """
 
 from gpt_jax.text.corpus import absolute_source, load_corpus

@@ -1,11 +1,12 @@
-"""Byte-pair encoding, by the library tokenizers: GPT-2's from its files, or one trained on a text.
+"""Byte-pair encoding by the library tokenizers: GPT-2's from its files, or one trained on a text.
 
-All are of one family, GPT-2's: a text is split into words by GPT-2's rule, a word is its UTF-8
-bytes, and bytes are merged in the order of a list. So every text has ids, and they give it back
-exactly. What the library does beyond that (normalizing, spaces put in front) is refused: it would
-not. `<|endoftext|>` in a text is that one token, as with GPT-2's own tokenizer.
+All tokenizers here work like GPT-2's: its rule splits a text into words, a word is its UTF-8 bytes,
+and bytes are merged in the order of a list. So every text has ids, and they give it back exactly.
+The library can also normalize a text or add spaces, which would break this; such a tokenizer is
+refused. `<|endoftext|>` in a text is one token, as with GPT-2's own tokenizer.
 
-The only module that knows the library, which is loaded when it is needed: the extra `gpt2`.
+This is the only module that uses the library. It imports it only when needed: it is in the extra
+`gpt2`.
 """
 
 import json
@@ -20,16 +21,16 @@ if TYPE_CHECKING:
     import tokenizers
 
 END_OF_TEXT = "<|endoftext|>"
-PIECE = 2**16  # Characters that one core works on at a time.
-WHOLE_WORDS = re.compile(r".*\S(?=[ \t\r\n])", re.DOTALL)  # As many as there are.
+PIECE = 2**16  # Characters that one core encodes at a time.
+WHOLE_WORDS = re.compile(r".*\S(?=[ \t\r\n])", re.DOTALL)  # As many as fit.
 WANTED = "a tokenizer.json of byte-level BPE, a folder with one, or with vocab.json and merges.txt"
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The library's JSON of a tokenizer.json, or of a folder with it or vocab.json + merges.txt.
+    """The library's JSON for a tokenizer.json, or a folder with it or vocab.json + merges.txt.
 
     Raises:
-      UserError: when it cannot be read, is of another family, or the library is missing.
+      UserError: if it cannot be read, does not work like GPT-2's, or the library is missing.
     """
     library = _library()
     file = path / "tokenizer.json" if path.is_dir() else path
@@ -47,22 +48,22 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def _from_pair(model: "tokenizers.models.BPE") -> dict[str, Any]:
-    """Of a vocabulary with its merges; the files do not say what is special."""
+    """The JSON for a vocabulary with merges, whose files do not say which tokens are special."""
     new = _untrained(model)
     if new.token_to_id(END_OF_TEXT) is not None:
-        new.add_special_tokens([END_OF_TEXT])  # Keeps its id.
+        new.add_special_tokens([END_OF_TEXT])  # It keeps its id.
     return _content(new)
 
 
 def train(texts: Iterable[str], vocab_size: int) -> dict[str, Any]:
-    """The library's JSON of a tokenizer whose merges are the commonest of `texts`.
+    """The library's JSON for a tokenizer that merges the most frequent pairs of a text.
 
-    A function of the text: ties are broken by the ids of the pair. There are fewer than
-    `vocab_size` tokens where no pair occurs twice any more.
+    It is a function of the text: ties are broken by the ids of the pair. The vocabulary stays
+    smaller than `vocab_size` if no pair is left that occurs twice.
 
     Args:
       texts: parts of the text.
-      vocab_size: 256 bytes, <|endoftext|> (id 0) and merges.
+      vocab_size: the 256 bytes, <|endoftext|> (id 0) and the merges.
     """
     library = _library()
     new = _untrained(library.models.BPE())
@@ -73,25 +74,25 @@ def train(texts: Iterable[str], vocab_size: int) -> dict[str, Any]:
         initial_alphabet=library.pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    # The trainer does not know the special token yet, and would learn merges for its letters.
+    # The trainer does not know the special token yet and would learn merges for its letters.
     words = (part for text in pieces(texts) for part in text.split(END_OF_TEXT))
     new.train_from_iterator(words, trainer)
     return _content(new)
 
 
 def parse(content: dict[str, Any]) -> "tokenizers.Tokenizer":
-    """The library's tokenizer of its JSON.
+    """The library's tokenizer for its JSON.
 
     Raises:
-      UserError: when the library is missing.
-      ValueError: for JSON that is none of a tokenizer, or of another family.
+      UserError: if the library is missing.
+      ValueError: if the JSON is not a tokenizer, or one that does not work like GPT-2's.
     """
     library = _library()
     try:
         parsed = library.Tokenizer.from_str(json.dumps(content))
     except Exception as error:
         raise ValueError(str(error)) from error
-    # Left in a file by whoever used it last; here a text's ids are its own.
+    # A file may still hold these settings of its last user. They would change the ids.
     parsed.no_truncation()
     parsed.no_padding()
     if reason := _difference(_content(parsed)):
@@ -100,19 +101,19 @@ def parse(content: dict[str, Any]) -> "tokenizers.Tokenizer":
 
 
 def _difference(content: dict[str, Any]) -> str:
-    """In what a tokenizer differs from GPT-2's family; nothing where it does not."""
+    """How a tokenizer differs from the way GPT-2's works; empty if it does not."""
     model, split = content["model"], content["pre_tokenizer"] or {}
     if model["type"] != "BPE" or split.get("type") != "ByteLevel" or not split["use_regex"]:
-        return "it is no byte-level BPE with GPT-2's words"
+        return "it is not byte-level BPE with GPT-2's words"
     if content["normalizer"] or split["add_prefix_space"] or model["dropout"]:
         return "it changes the text (normalizer, add_prefix_space or dropout)"
     if model["continuing_subword_prefix"] or model["end_of_word_suffix"]:
         return "its tokens have prefixes or suffixes"
     added = {token["content"]: token for token in content["added_tokens"]}
     if any(t["lstrip"] or t["rstrip"] or t["single_word"] for t in added.values()):
-        return "an added token takes the spaces around it"
+        return "an added token absorbs the spaces around it"
     if any(character.isspace() for token in added for character in token):
-        return "an added token has spaces in it"  # `pieces` might cut it.
+        return "an added token contains spaces"  # `pieces` might split it.
     letters = set(_alphabet())
     if not letters <= set(model["vocab"]):
         return "it lacks some of the 256 bytes"
@@ -122,7 +123,7 @@ def _difference(content: dict[str, Any]) -> str:
 
 
 def token_bytes(parsed: "tokenizers.Tokenizer") -> list[bytes]:
-    """The bytes of every id. An id that the vocabulary leaves out has none."""
+    """The bytes of every id; empty for an id that the vocabulary leaves out."""
     vocab = parsed.get_vocab(with_added_tokens=True)
     added = {token.content for token in parsed.get_added_tokens_decoder().values()}
     letters = _alphabet()
@@ -133,19 +134,23 @@ def token_bytes(parsed: "tokenizers.Tokenizer") -> list[bytes]:
 
 
 def _alphabet() -> dict[str, int]:
-    """The byte that a character stands for: itself where it is visible in Latin-1, else it is one
-    of those from U+0100 on, in order."""
+    """The byte that each character stands for.
+
+    A byte that is visible in Latin-1 is its own character. The other bytes are the characters from
+    U+0100 on, in order.
+    """
     visible = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), 256)} - {0xAD}
     hidden = [byte for byte in range(256) if byte not in visible]
     return {chr(b): b for b in visible} | {chr(256 + n): b for n, b in enumerate(hidden)}
 
 
 def pieces(blocks: Iterable[str], size: int = PIECE) -> Iterator[str]:
-    """The text whose parts are `blocks`, in pieces of at most `size` characters.
+    """The text of `blocks`, joined and split into pieces of at most `size` characters.
 
-    A piece ends where a word ends in any case: before a space, tab or line break that follows
-    another character (only where there is none, after `size` characters). So its ids are those it
-    has in the whole text. Where it ends depends on the text from its beginning on, not on blocks.
+    A piece ends where a word certainly ends: before a space, tab or line break that follows another
+    character. So its ids are those that it has in the whole text. If there is no such place, it
+    ends after `size` characters. Where it ends depends only on the text from its start on, not on
+    the blocks.
     """
     held = ""
     for block in blocks:
@@ -161,7 +166,7 @@ def pieces(blocks: Iterable[str], size: int = PIECE) -> Iterator[str]:
 
 
 def _untrained(model: "tokenizers.models.BPE") -> "tokenizers.Tokenizer":
-    """A tokenizer with GPT-2's way from text to words and back."""
+    """A tokenizer that splits a text into words and joins them as GPT-2's does."""
     library = _library()
     new = library.Tokenizer(model)
     new.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)

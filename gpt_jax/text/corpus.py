@@ -1,7 +1,7 @@
 """Where text comes from: Tiny Shakespeare (downloaded, checked, cached), your files, our play.
 
-The only module that uses the network. A corpus is one string, with the absolute source it can be
-found at again and the SHA-256 of its UTF-8 bytes.
+This is the only module that uses the network. A corpus is one string, with the absolute source
+where it is found again, and the SHA-256 of its UTF-8 bytes.
 """
 
 import codecs
@@ -35,7 +35,7 @@ NAMES = ("tinyshakespeare", "builtin")
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """A text. `source` is what `data.corpus` must say to get it again, paths made absolute."""
+    """A text. `source` is the value of `data.corpus` that gives it again, with an absolute path."""
 
     source: str
     text: str
@@ -43,36 +43,35 @@ class Corpus:
 
 
 class DownloadError(UserError):
-    """Tiny Shakespeare could not be fetched."""
+    """Tiny Shakespeare could not be downloaded."""
 
 
 def load_corpus(source: str) -> Corpus:
-    """The text that `data.corpus = source` names.
+    """The text for `data.corpus = source`.
 
     Raises:
-      DownloadError: `source` is "tinyshakespeare", it is not cached and cannot be fetched.
-      UserError: files that are missing, empty or not UTF-8.
+      DownloadError: if Tiny Shakespeare is not cached and cannot be downloaded.
+      UserError: if files are missing, empty or not UTF-8.
     """
     if source == "tinyshakespeare":
-        return _corpus(source, _tiny_shakespeare())
-    if source == "builtin":
-        return _corpus(source, play.write())
-    return _corpus(absolute_source(source), _read_files(source))
+        text = _tiny_shakespeare()
+    elif source == "builtin":
+        text = play.write()
+    else:
+        text = _read_files(source)
+    sha256 = hashlib.sha256(text.encode("utf-8")).hexdigest()
+    return Corpus(absolute_source(source), text, sha256)
 
 
 def absolute_source(source: str) -> str:
-    """`data.corpus` as it is recorded: a path made absolute, a name as it is."""
+    """`data.corpus` as it is recorded: a name unchanged, a path made absolute."""
     if source in NAMES:
         return source
     return os.path.abspath(os.path.expanduser(source))
 
 
-def _corpus(source: str, text: str) -> Corpus:
-    return Corpus(source, text, hashlib.sha256(text.encode("utf-8")).hexdigest())
-
-
 def _tiny_shakespeare() -> str:
-    """The cached copy if it is whole, else a fresh download. 1,115,394 ASCII characters."""
+    """The cached copy if it is intact, else a new download. 1,115,394 ASCII characters."""
     path = cache_folder() / "tinyshakespeare.txt"
     with contextlib.suppress(OSError):
         if _is_tiny_shakespeare(content := path.read_bytes()):
@@ -85,7 +84,8 @@ def _tiny_shakespeare() -> str:
             file.write(content)
     except OSError as error:
         print(
-            f"note: the download is not kept, {path} cannot be written ({error})", file=sys.stderr
+            f"note: the download is not cached: {path} cannot be written ({error})",
+            file=sys.stderr,
         )
     return content.decode("utf-8")
 
@@ -95,9 +95,9 @@ def _is_tiny_shakespeare(content: bytes) -> bool:
 
 
 def _download() -> bytes:
-    """Tiny Shakespeare's bytes, checked; a few attempts with growing pauses.
+    """Tiny Shakespeare's bytes, checked, in up to `ATTEMPTS` attempts with growing pauses.
 
-    A connection that is not even refused is not tried again: it timed out at every address.
+    If connecting times out, it is not tried again: it has timed out at every address of the host.
     """
     reason: object = None
     for attempt in range(ATTEMPTS):
@@ -112,10 +112,10 @@ def _download() -> bytes:
             continue
         if _is_tiny_shakespeare(content):
             return content
-        reason = f"{len(content)} bytes with another SHA-256 than {TINY_SHAKESPEARE_SHA256[:12]}..."
+        reason = f"the SHA-256 of its {len(content)} bytes is not {TINY_SHAKESPEARE_SHA256[:12]}..."
     raise DownloadError(
-        f"Tiny Shakespeare cannot be downloaded from {TINY_SHAKESPEARE_URL} ({reason}): connect, "
-        f"or put the file at {cache_folder() / 'tinyshakespeare.txt'}, or use "
+        f"Tiny Shakespeare cannot be downloaded from {TINY_SHAKESPEARE_URL} ({reason}): "
+        f"connect to the network, put the file at {cache_folder() / 'tinyshakespeare.txt'}, or use "
         "--config.data.corpus=builtin"
     )
 
@@ -123,18 +123,23 @@ def _download() -> bytes:
 def _read_files(source: str) -> str:
     text = "".join(text_blocks(find_files(source, NAMES)))
     if not text:
-        raise UserError(f"data.corpus = {source!r} is empty: give a text with something in it")
+        raise empty_corpus(source)
     return text
 
 
+def empty_corpus(source: str) -> UserError:
+    """The error for a corpus without a single character."""
+    return UserError(f"data.corpus = {source!r} is empty: give a text with at least one character")
+
+
 def find_files(source: str, names: Iterable[str] = ()) -> list[Path]:
-    """The files of a corpus: one, or those of a folder or glob in the order of their names.
+    """The files of a corpus: one file, or those of a folder or glob in the order of their names.
 
     Args:
-      names: what could be given instead.
+      names: named corpora that the error offers as alternatives.
 
     Raises:
-      UserError: when there is none.
+      UserError: if there is no file.
     """
     path = absolute_source(source)
     if os.path.isdir(path):
@@ -145,20 +150,22 @@ def find_files(source: str, names: Iterable[str] = ()) -> list[Path]:
         found = [Path(name) for name in paths if os.path.isfile(name)]
         wanted = ", ".join([*names, "an existing file, folder or glob of UTF-8 text"])
     if not found:
-        raise UserError(f"data.corpus = {source!r} names no text (looked at {path}): give {wanted}")
+        raise UserError(
+            f"data.corpus = {source!r} matches no text file (looked at {path}): give {wanted}"
+        )
     return found
 
 
 def text_blocks(files: Iterable[Path], start: int = 0) -> Iterator[str]:
-    """The text of some files, in blocks: joined by line breaks, line ends untouched.
+    """The text of some files in blocks, joined by line breaks.
 
-    A byte-order mark is no part of the text.
+    Line endings stay as they are. A byte-order mark is not part of the text.
 
     Args:
-      start: so many bytes of the text in UTF-8, whole characters, are left out.
+      start: position in the UTF-8 bytes of the whole text at which to start, between characters.
 
     Raises:
-      UserError: when a file cannot be read or is not UTF-8.
+      UserError: if a file cannot be read or is not UTF-8.
     """
     for number, path in enumerate(files):
         if number:
@@ -187,6 +194,6 @@ def _decoded(file: BinaryIO, path: Path) -> Iterator[str]:
     except UnicodeDecodeError as error:
         start = file.tell() - len(error.object) + error.start
         raise UserError(
-            f"{path} is not UTF-8: byte {error.object[error.start]:#04x} at offset {start} begins "
-            "no character; convert the file (iconv -t UTF-8)"
+            f"{path} is not UTF-8: byte {error.object[error.start]:#04x} at offset {start} is "
+            "invalid; convert the file (iconv -t UTF-8)"
         ) from error

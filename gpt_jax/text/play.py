@@ -1,13 +1,13 @@
 """The built-in corpus: a small grammar that writes a play and knows its own entropy.
 
-This module owns the grammar, the drawing of speeches from it, and the exact entropy of
-what it draws: the loss in nats per character that no model of the play beats on average.
-It does not touch files, split the text, or turn characters into token ids.
+This module owns the grammar, draws speeches from it, and computes the exact entropy of what it
+draws: the loss in nats per character that no model of the play beats on average. It does not
+touch files, split the text, or turn characters into token ids.
 
-At every choice the alternatives begin with different words and none is a prefix of another,
-so a text has exactly one derivation and the probability of it. (Hence no alternative is empty:
-what is optional hangs on punctuation, "." or ", alas."; and only the blank line that ends a
-speech begins with a newline.)
+At every choice the alternatives begin with different words, and none is a prefix of another. So a
+text has exactly one derivation, and its probability is that of the derivation. This is why no
+alternative is empty: an optional part starts with punctuation, as in "." or ", alas.". Only the
+blank line that ends a speech begins with a newline.
 """
 
 import re
@@ -21,14 +21,14 @@ from random import Random
 from typing import TypeAlias
 
 SEED = 0
-CHARACTERS = 1_100_000  # the play ends with the speech that reaches this length
+CHARACTERS = 1_100_000  # The play ends with the speech that reaches this length.
 
-Node: TypeAlias = "str | tuple[Node, ...] | Choice"  # a text, a sequence, or a choice
+Node: TypeAlias = "str | tuple[Node, ...] | Choice"  # A text, a sequence, or a choice.
 
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """One of `nodes`, the k-th with probability weights[k] / sum(weights)."""
+    """One of `nodes`; the k-th has probability weights[k] / sum(weights)."""
 
     weights: tuple[int, ...]
     nodes: tuple[Node, ...]
@@ -40,19 +40,19 @@ class Choice:
 
 
 def phrase(text: str, nodes: Mapping[str, Node]) -> Node:
-    """Return `text` with each {name} replaced by its node and each "/" by a newline."""
+    """Return `text` with every {name} replaced by its node and every "/" by a newline."""
     pieces = re.split(r"{(\w+)}", re.sub(" */ *", "\n", text))
     parts = tuple(nodes[piece] if k % 2 else piece for k, piece in enumerate(pieces) if piece)
     return parts[0] if len(parts) == 1 else parts
 
 
 def read(rules: str, known: Mapping[str, Node]) -> dict[str, Node]:
-    """Return `known` and, by name, the choices that `rules` define.
+    """Return `known`, and the choices that `rules` define, by name.
 
-    "name: 3 these words | 1 those" chooses a word, each with the weight of its group;
+    "name: 3 these words | 1 those" chooses a word; each word has the weight of its group.
     "name = 3 this | 1 that {other}" chooses a phrase. Indented lines continue a rule.
-    A rule sees only names above it, so none is recursive: one that seems to name itself
-    extends the rule of that name above it.
+    A rule sees only the names above it, so no rule is recursive. A rule that seems to name
+    itself extends the rule of that name above it.
     """
     nodes = dict(known)
     for rule in re.sub("\n +", " ", rules.strip()).splitlines():
@@ -66,8 +66,8 @@ def read(rules: str, known: Mapping[str, Node]) -> dict[str, Node]:
     return nodes
 
 
-# Adjectives begin with consonants, for they follow "a"; things take a plural in "s"; verbs are
-# stems that take "s" and "ed". Things `stir` people, people do a `deed` to things.
+# Adjectives begin with consonants, because they follow "a". Things form their plural with "s".
+# Verbs are stems that take "s" and "ed". Things `stir` people; people do a `deed` to things.
 WORLD = """
 adjective: 3 rusty crooked patient humble stubborn hollow painted | 2 salted lopsided drowsy
   haunted penniless thrifty barnacled jealous moonlit doubtful faithful tarnished virtuous sulky
@@ -139,10 +139,10 @@ thing = 3 {own} | 2 {ware}
 wares = 2 {thing} | 3 {adjective} {thing}
 goods = 5 the {wares} | 3 {owner} {wares} | 2 a {adjective} {thing} | 2 {number} {wares}s
 aside = 2 they say | 1 alas | 3 by {owner} {wares} | 2 before {day} | 2 or so says {person}
-one = 5 {stir}s {person} | 3 {stir}ed {person} | 2 is {state} | 1 {modal} {stir} {person}
-several = 5 {stir} {person} | 3 {stir}ed {person} | 2 are {state} | 1 {modal} {stir} {person}
-fate = 3 {thing} {one} | 2 {thing}s {several}
-fate = 3 {thing} {one} | 2 {thing}s {several} | 5 {adjective} {fate}
+acts = 5 {stir}s {person} | 3 {stir}ed {person} | 2 is {state} | 1 {modal} {stir} {person}
+act = 5 {stir} {person} | 3 {stir}ed {person} | 2 are {state} | 1 {modal} {stir} {person}
+fate = 3 {thing} {acts} | 2 {thing}s {act}
+fate = 3 {thing} {acts} | 2 {thing}s {act} | 5 {adjective} {fate}
 does = 5 {deed}ed {goods} | 3 {deed}s {goods} | 2 is {state} | 1 {modal} {deed} {goods}
 do = 5 {deed}ed {goods} | 2 {modal} {deed} {goods} | 1 never {deed}ed {goods}
   | 2 sold {person} {goods} / For {price} | 1 saw {person} / Asleep {near} the {spot}
@@ -158,7 +158,7 @@ sentence = 9 The {fate}{end} | 6 My {relative} {does}{end} | 2 Thy {relative} {d
   | 1 'Tis said {person} {deed}ed {goods}{end} | 2 No {trade} in Codwallow {deed}s {goods}{end}
 """
 
-# How a speaker talks on a topic: a call, one to five sentences, and perhaps the farewell.
+# How a speaker talks on a topic: a call, one to five sentences, and sometimes a farewell.
 TALK = """
 address = 3 {favourite} | 1 thou {adjective} {trade}
 news = 1 ! | 3 : the {fate}.
@@ -170,7 +170,7 @@ rest = 3 / | 1 {farewell} // | 14 {sentence} / {rest}
 talk = 1 {call}, {address}{news} / {sentence} / {rest}
 """
 
-# The topics, and the calls that announce them at the head of a speech.
+# The topics, and the calls that announce them at the start of a speech.
 CALLS = {
     "bell": "3 Hark | 2 Ring out | 1 Stop your ears | 1 Ding and dong",
     "salt": "3 Salt for silver | 2 Pass the brine | 1 Taste and swear | 1 Weigh it fairly",
@@ -180,7 +180,7 @@ CALLS = {
     "love": "3 Love is abroad | 2 Kiss and be quick | 1 Blush a little | 1 Dance",
 }
 
-# Weight of the speaker, name, favourite address, weights of the topics, farewell.
+# The speaker's weight, name, favourite address, weights of the topics, and farewell.
 SPEAKERS = (
     (6, "WARDEN OXBOW", "citizens", "323121", "Such is the law, and the {wares} has signed it."),
     (6, "DAME QUILLET", "my debtors", "181211", "Pay tomorrow, but leave the {wares} tonight."),
@@ -198,7 +198,7 @@ SPEAKERS = (
 
 
 def compose() -> Choice:
-    """Return the grammar of a speech: the speaker, the topic, and what this one says on it."""
+    """Return the grammar of a speech: the speaker, the topic, and what the speaker says on it."""
     world = read(WORLD, {})
     topics = [
         read(f"call = {calls}{SENTENCES}", world | {"own": world[topic]})
@@ -217,14 +217,14 @@ SPEECH = compose()
 
 @dataclass(frozen=True)
 class Speech:
-    """One speech: its text, blank line included, and -log p of its choices in nats."""
+    """One speech: its text with the blank line, and -log p of its choices in nats."""
 
     text: str
     nats: float
 
 
 def draw(node: Node, uniform: Callable[[], float], pieces: list[str]) -> float:
-    """Append a text of `node`, chosen by `uniform` numbers in [0, 1); return its -log p in nats."""
+    """Append a text of `node`, chosen by `uniform` numbers in [0, 1). Return its -log p in nats."""
     if isinstance(node, str):
         pieces.append(node)
         return 0.0
@@ -236,8 +236,8 @@ def draw(node: Node, uniform: Callable[[], float], pieces: list[str]) -> float:
 
 
 def speeches(seed: int = SEED) -> Iterator[Speech]:
-    """Yield independent speeches without end; all randomness is Random(seed).random()."""
-    uniform = Random(seed).random  # the one method whose numbers Python promises never to change
+    """Yield independent speeches without end. All randomness is Random(seed).random()."""
+    uniform = Random(seed).random  # The one method whose numbers Python promises never to change.
     while True:
         pieces: list[str] = []
         nats = draw(SPEECH, uniform, pieces)
@@ -246,7 +246,7 @@ def speeches(seed: int = SEED) -> Iterator[Speech]:
 
 @cache
 def script(seed: int) -> tuple[Speech, ...]:
-    """Return the speeches of the play: as many speeches(seed) as reach CHARACTERS characters."""
+    """Return the speeches of the play: the first of speeches(seed) that reach CHARACTERS."""
     written: list[Speech] = []
     source, characters = speeches(seed), 0
     while characters < CHARACTERS:
@@ -256,14 +256,17 @@ def script(seed: int) -> tuple[Speech, ...]:
 
 
 def write(seed: int = SEED) -> str:
-    """Return the play, at least CHARACTERS characters; its randomness is speeches(seed)."""
+    """Return the play: at least CHARACTERS characters, a function of `seed`."""
     return "".join(speech.text for speech in script(seed))
 
 
 def source_loss(first: int, seed: int = SEED) -> float:
-    """Return the nats per character of write(seed)[first:] under the grammar that wrote it.
+    """Return the loss of the grammar on write(seed)[first:], in nats per character.
 
-    A speech that begins before `first` counts in proportion to its characters after it.
+    A speech that begins before `first` counts in proportion to its characters from there on.
+
+    Raises:
+      ValueError: if `first` is not a position in the play.
     """
     start, nats = 0, 0.0
     for speech in script(seed):
@@ -281,7 +284,7 @@ def expectation(node: Node) -> tuple[float, float]:
     if isinstance(node, str):
         return 0.0, float(len(node))
     if isinstance(node, tuple):
-        children = [(1.0, part) for part in node]  # certain, so -log p is 0
+        children = [(1.0, part) for part in node]  # Certain, so -log p is 0.
     else:
         total = node.cumulative[-1]
         children = [(w / total, child) for w, child in zip(node.weights, node.nodes, strict=True)]
@@ -294,6 +297,6 @@ def expectation(node: Node) -> tuple[float, float]:
 
 
 def entropy_rate() -> float:
-    """Return H(speech) / E[characters of a speech] in nats per character; nothing is sampled."""
+    """Return H(speech) / E[characters of a speech], in nats per character, without sampling."""
     entropy, length = expectation(SPEECH)
     return entropy / length

@@ -1,8 +1,8 @@
 """Makes a prepared corpus: text files of any size -> token ids on disk, shard after shard.
 
-Memory does not grow with the text: it is read, encoded and written a piece at a time. The text is
-the one that corpus.py makes of the same files (joined by line breaks), and so are its ids. A
-preparation that was killed goes on behind its last whole shard. No jax.
+Memory does not grow with the text, which is read, encoded and written piece by piece. The text and
+its ids are the same as if corpus.py had read the files: they are joined by line breaks. After a
+kill, the preparation resumes after its last complete shard. No jax.
 """
 
 import dataclasses
@@ -18,10 +18,10 @@ import numpy as np
 from gpt_jax.config import DataConfig
 from gpt_jax.errors import UserError
 from gpt_jax.text.bpe import pieces
-from gpt_jax.text.corpus import NAMES, absolute_source, find_files, text_blocks
+from gpt_jax.text.corpus import NAMES, absolute_source, empty_corpus, find_files, text_blocks
 from gpt_jax.text.shards import (
     Index,
-    Tell,
+    Report,
     blocks,
     check_shards,
     check_tokenizer,
@@ -39,59 +39,63 @@ from gpt_jax.text.tokenizer_file import (
     save_tokenizer,
 )
 
-# Byte pairs are counted in so much of the training part at most, spread over it: the library keeps
+# BPE learns from at most this much of the training text, spread evenly over it: the library keeps
 # every distinct word in memory, and takes a minute for 100 MB.
-COUNTED_BYTES = 10**8
+BPE_BYTES = 10**8
 
 
-def prepare(data: DataConfig, folder: Path, shard_tokens: int, tell: Tell) -> Index:
-    """Makes a prepared corpus in `folder`, or goes on with it; one that is finished stays as it is.
+def prepare(data: DataConfig, folder: Path, shard_tokens: int, report: Report) -> Index:
+    """Makes a prepared corpus in `folder`, or resumes making it. A finished one stays as it is.
 
     Args:
-      data: its files and tokenizer. The merges of byte pairs are made of the text without the last
-        `val_fraction`.
-      shard_tokens: a shard ends with the first piece of text that gives it so many.
-      tell: is told again and again how far it is.
+      data: the files and the tokenizer. BPE learns from the text without its last `val_fraction`.
+      shard_tokens: a shard ends with the first piece of text that brings it to this many tokens.
+      report: is called repeatedly with the progress.
 
     Raises:
-      UserError: when a file cannot be read, is not UTF-8 or has changed since the beginning, or
+      UserError: if a file cannot be read, is not UTF-8 or has changed since the start, or if
         `folder` was made with other settings, is damaged, or holds other files.
     """
     if data.corpus in NAMES:
         raise UserError(
-            f"{data.corpus} is not prepared, it is small: train with --config.data.corpus="
+            f"{data.corpus} is small and needs no preparation: train with --config.data.corpus="
             f"{data.corpus}, or give --corpus a file, folder or glob of UTF-8 text"
         )
     files = find_files(data.corpus)
     kind, source = absolute_kind(data.tokenizer), absolute_source(data.corpus)
-    asked = dataclasses.asdict(data) | {"corpus": source, "tokenizer": kind}
-    sources = _described(files, tell)
+    settings = dataclasses.asdict(data) | {"corpus": source, "tokenizer": kind}
+    sources = _describe(files, report)
     if not any(text_blocks(files)):
-        raise UserError(f"data.corpus = {data.corpus!r} is empty: give a text with something in it")
+        raise empty_corpus(data.corpus)
     index = read_index(folder / "index.json") or read_index(folder / "unfinished.json")
     if index is None:
-        index = _begin(data, folder, Index(asked, sources, "", ""), tell)
-    _check_same(folder, index, asked, sources)
-    return whole_index(folder) if index.sha256 else _go_on(folder, index, shard_tokens, tell)
+        index = _start(data, folder, Index(settings, sources, "", ""), report)
+    _check_same(folder, index, settings, sources)
+    return whole_index(folder) if index.sha256 else _finish(folder, index, shard_tokens, report)
 
 
 def _check_same(
-    folder: Path, index: Index, asked: dict[str, Any], sources: tuple[dict[str, Any], ...]
+    folder: Path, index: Index, settings: dict[str, Any], sources: tuple[dict[str, Any], ...]
 ) -> None:
-    if differ := [name for name, value in asked.items() if index.asked.get(name) != value]:
-        told = "; ".join(f"{n} was {index.asked.get(n)!r} and is now {asked[n]!r}" for n in differ)
-        raise UserError(f"{folder} holds another corpus ({told}): give another --out")
+    """Raises UserError if the settings or the files differ from those in the index."""
+    old_settings = index.asked
+    differ = [name for name, value in settings.items() if old_settings.get(name) != value]
+    if differ:
+        changes = (f"{n} was {old_settings.get(n)!r} and is now {settings[n]!r}" for n in differ)
+        raise UserError(
+            f"{folder} was prepared with other settings ({'; '.join(changes)}): give another --out"
+        )
     if sources != index.sources:
         old = {source["path"]: source for source in index.sources}
         changed = [s["path"] for s in sources if old.pop(s["path"], None) != s] + list(old)
         raise UserError(
-            f"the files of {folder} have changed since it was begun ({', '.join(changed[:3])}): "
+            f"text files have changed since {folder} was started ({', '.join(changed[:3])}): "
             "restore them, or give another --out"
         )
 
 
-def _described(files: Iterable[Path], tell: Tell) -> tuple[dict[str, Any], ...]:
-    """Path, bytes and SHA-256 of every file."""
+def _describe(files: Iterable[Path], report: Report) -> tuple[dict[str, Any], ...]:
+    """Path, size in bytes and SHA-256 of every file."""
     sizes = {path: path.stat().st_size for path in files}
     found, done = [], 0
     for path, size in sizes.items():
@@ -99,23 +103,23 @@ def _described(files: Iterable[Path], tell: Tell) -> tuple[dict[str, Any], ...]:
         with path.open("rb") as file:
             for block in blocks(file, size):
                 digest.update(block)
-                tell("hashing", done := done + len(block), sum(sizes.values()))
+                report("hashing", done := done + len(block), sum(sizes.values()))
         found.append({"path": str(path), "bytes": size, "sha256": digest.hexdigest()})
     return tuple(found)
 
 
-def _begin(data: DataConfig, folder: Path, index: Index, tell: Tell) -> Index:
-    """Makes the tokenizer, and notes with what everything begins."""
-    for name in ("config.json", "tokens.bin"):  # Of a run, a GPT-2, another program.
+def _start(data: DataConfig, folder: Path, index: Index, report: Report) -> Index:
+    """Makes the tokenizer, and records the start in unfinished.json."""
+    for name in ("config.json", "tokens.bin"):  # A run, a GPT-2 folder, or another program.
         if (folder / name).exists():
             raise _not_ours(folder / name)
     total = sum(source["bytes"] for source in index.sources)
-    texts = _told(pieces(text_blocks(_files(index))), "vocabulary", 0, total, tell)
+    texts = _reporting(pieces(text_blocks(_files(index))), "vocabulary", 0, total, report)
     if data.tokenizer == "bpe":
         texts = _training_part(texts, total * (1 - data.val_fraction))
     tokenizer = make_tokenizer(data.tokenizer, texts, data.bpe_vocab_size)
-    path = folder / "tokenizer.json"
-    if path.exists() and path.read_bytes() != file_content(tokenizer):  # Else a kill left it.
+    path = folder / "tokenizer.json"  # If it is the same, a killed preparation left it.
+    if path.exists() and path.read_bytes() != file_content(tokenizer):
         raise _not_ours(path)
     folder.mkdir(parents=True, exist_ok=True)
     save_tokenizer(tokenizer, path)
@@ -126,14 +130,12 @@ def _begin(data: DataConfig, folder: Path, index: Index, tell: Tell) -> Index:
 
 
 def _not_ours(path: Path) -> UserError:
-    return UserError(
-        f"{path} is there and of no preparation, and would be lost: give another --out"
-    )
+    return UserError(f"{path} exists but does not belong to this preparation: give another --out")
 
 
 def _training_part(texts: Iterable[str], limit: float) -> Iterator[str]:
-    """The first `limit` bytes of a text, or as many pieces spread over them as are counted."""
-    stride, done = math.ceil(limit / COUNTED_BYTES), 0
+    """The first `limit` bytes of a text; if more than BPE_BYTES, pieces spread evenly over them."""
+    stride, done = math.ceil(limit / BPE_BYTES), 0
     for number, text in enumerate(texts):
         content = text.encode("utf-8")[: int(limit) - done]
         done += len(content)
@@ -143,22 +145,22 @@ def _training_part(texts: Iterable[str], limit: float) -> Iterator[str]:
             yield content.decode("utf-8", errors="ignore")
 
 
-def _go_on(folder: Path, index: Index, shard_tokens: int, tell: Tell) -> Index:
-    """Writes the shards that are still to come, and the index when all are there."""
+def _finish(folder: Path, index: Index, shard_tokens: int, report: Report) -> Index:
+    """Writes the missing shards and then the final index."""
     check_tokenizer(folder, index)
     tokenizer = load_tokenizer(folder / "tokenizer.json")
     if index.shards:
-        check_shards(folder, index, tell)
+        check_shards(folder, index, report)
     total = sum(source["bytes"] for source in index.sources)
     done = sum(shard["text_bytes"] for shard in index.shards)
     texts = pieces(text_blocks(_files(index), done), ENCODED_AT_ONCE)
-    texts = _told(texts, "tokens", done, total, tell)
+    texts = _reporting(texts, "tokens", done, total, report)
     with (folder / "tokens.bin").open("ab") as file:
-        file.truncate(index.n_bytes)  # The shard that a kill cut short.
+        file.truncate(index.n_bytes)  # Removes a shard that a kill cut short.
         while shard := _write_shard(file, texts, tokenizer, index.id_type, shard_tokens):
             index = dataclasses.replace(index, shards=(*index.shards, shard))
             write_index(folder / "unfinished.json", index)
-    _check_same(folder, index, index.asked, _described(_files(index), tell))
+    _check_same(folder, index, index.asked, _describe(_files(index), report))
     index = dataclasses.replace(index, sha256=file_sha256(folder / "tokens.bin"))
     write_index(folder / "index.json", index)
     (folder / "unfinished.json").unlink()
@@ -168,7 +170,7 @@ def _go_on(folder: Path, index: Index, shard_tokens: int, tell: Tell) -> Index:
 def _write_shard(
     file: BinaryIO, texts: Iterator[str], tokenizer: Tokenizer, dtype: np.dtype, shard_tokens: int
 ) -> dict[str, Any] | None:
-    """Writes pieces of text until the shard is full; None where none is left."""
+    """Writes pieces of text until the shard is full. Returns its facts; None if no text is left."""
     digest, tokens, text_bytes = hashlib.sha256(), 0, 0
     for text in texts:
         ids = tokenizer.encode(text).astype(dtype)
@@ -178,7 +180,7 @@ def _write_shard(
         if tokens >= shard_tokens:
             break
     file.flush()
-    os.fsync(file.fileno())  # Before it is noted.
+    os.fsync(file.fileno())  # It must be on disk before the index records it.
     if not tokens:
         return None
     return {"tokens": tokens, "text_bytes": text_bytes, "sha256": digest.hexdigest()}
@@ -188,8 +190,10 @@ def _files(index: Index) -> list[Path]:
     return [Path(source["path"]) for source in index.sources]
 
 
-def _told(texts: Iterator[str], what: str, done: int, total: int, tell: Tell) -> Iterator[str]:
-    """The same texts; each is told of when the next is asked for."""
+def _reporting(
+    texts: Iterator[str], activity: str, done: int, total: int, report: Report
+) -> Iterator[str]:
+    """The same texts. Each is reported as done when the next one is taken."""
     for text in texts:
         yield text
-        tell(what, done := done + len(text.encode("utf-8")), total)
+        report(activity, done := done + len(text.encode("utf-8")), total)

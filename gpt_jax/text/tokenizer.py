@@ -1,7 +1,8 @@
-"""Text <-> token ids: characters, bytes or byte pairs. Saved and loaded as JSON.
+"""Text <-> token ids: characters, bytes or byte pairs.
 
-An id array is one-dimensional, of `token_dtype(vocab_size)`. Encoding then decoding gives the text
-back exactly. A tokenizer belongs to its run: it is stored there and never guessed from a corpus.
+An array of ids is one-dimensional, of `token_dtype(vocab_size)`. Decoding what was encoded gives
+the text back exactly. A tokenizer belongs to its run: it is stored there (see tokenizer_file.py)
+and never guessed from a corpus.
 """
 
 import codecs
@@ -14,7 +15,7 @@ from gpt_jax.errors import UserError
 from gpt_jax.text import bpe
 
 Ids = np.ndarray | list[int]
-ENCODED_AT_ONCE = 2**20  # Characters: the library takes some 100 bytes for each token of them.
+ENCODED_AT_ONCE = 2**20  # Characters. The library takes about 100 bytes per token.
 COUNTED_AT_ONCE = 2**20  # Ids.
 
 
@@ -31,7 +32,7 @@ class Tokenizer(Protocol):
         """Number of distinct ids."""
 
     def encode(self, text: str) -> np.ndarray:
-        """The ids of `text`, shape (tokens,). Raises UserError for text that has none."""
+        """The ids of `text`, shape (tokens,). Raises UserError for text that it cannot encode."""
 
     def decode(self, ids: Ids) -> str:
         """The text of `ids`."""
@@ -39,21 +40,21 @@ class Tokenizer(Protocol):
     def decoder(self) -> Callable[[Ids, bool], str]:
         """A function for ids that arrive in pieces: (ids, final) -> the characters now complete.
 
-        What it returns, joined, is the text of all ids; with `final` nothing is held back.
+        The returned strings, joined, are the text of all ids. If `final`, nothing is held back.
         """
 
     def count_bytes(self, ids: np.ndarray) -> int:
-        """The length of the text of `ids` in bytes of UTF-8."""
+        """The length of the text of `ids`, in bytes of UTF-8."""
 
     def to_dict(self) -> dict[str, Any]:
-        """What `from_dict` needs to make this tokenizer again, as plain data."""
+        """Plain data from which `load_tokenizer` makes this tokenizer again."""
 
 
 class CharTokenizer:
-    """One id per character: its place among the sorted distinct characters of a corpus."""
+    """One id per character: its index among the sorted distinct characters of a corpus."""
 
     def __init__(self, characters: str) -> None:
-        """`characters`: the vocabulary, in any order; repeats do not matter."""
+        """`characters`: the vocabulary, in any order, repeats allowed."""
         self.characters = "".join(sorted(set(characters)))
         self._codes = _code_points(self.characters)
 
@@ -72,9 +73,9 @@ class CharTokenizer:
     def _unknown(self, text: str, position: int) -> UserError:
         character = text[position]
         return UserError(
-            f"character {character!r} (U+{ord(character):04X}) at position {position} is not among "
-            f"the {self.vocab_size} characters this tokenizer was made from: leave it out, or "
-            "train on a text that has it"
+            f"character {character!r} (U+{ord(character):04X}) at position {position} is not one "
+            f"of the {self.vocab_size} characters that this tokenizer knows: remove it, or train "
+            "on a text that has it"
         )
 
     def decode(self, ids: Ids) -> str:
@@ -84,17 +85,17 @@ class CharTokenizer:
         return lambda ids, final: self.decode(ids)
 
     def count_bytes(self, ids: np.ndarray) -> int:
-        return _total([len(character.encode("utf-8")) for character in self.characters], ids)
+        return _total_of([len(character.encode("utf-8")) for character in self.characters], ids)
 
     def to_dict(self) -> dict[str, Any]:
         return {"type": "char", "characters": self.characters}
 
     def to_library(self) -> dict[str, Any]:
-        """The JSON of the library tokenizers for the same ids: words of one character each."""
+        """The JSON that gives the same ids in the library tokenizers: words of one character."""
         words = {
             "type": "WordLevel",
             "vocab": {character: i for i, character in enumerate(self.characters)},
-            "unk_token": "",  # Not in the vocabulary: an unknown character is refused, as here.
+            "unk_token": "",  # Not in the vocabulary, so unknown characters are refused, as here.
         }
         every_character = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}}
         return {
@@ -110,20 +111,33 @@ class CharTokenizer:
         }
 
 
-class ByteTokenizer:
-    """One id per byte of UTF-8; knows every text."""
+class _IdsOfBytes:
+    """How ids that stand for bytes are decoded.
+
+    Bytes that are not UTF-8 (a sample may stop inside a character) become U+FFFD.
+    """
+
+    def _to_bytes(self, ids: Ids) -> bytes:
+        raise NotImplementedError
+
+    def decode(self, ids: Ids) -> str:
+        return self.decoder()(ids, True)
+
+    def decoder(self) -> Callable[[Ids, bool], str]:
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        return lambda ids, final: decoder.decode(self._to_bytes(ids), final)
+
+
+class ByteTokenizer(_IdsOfBytes):
+    """One id per byte of UTF-8. It can encode every text."""
 
     vocab_size = 256
 
     def encode(self, text: str) -> np.ndarray:
         return np.frombuffer(_utf8(text), np.uint8)
 
-    def decode(self, ids: Ids) -> str:
-        """Bytes that are not UTF-8 (a sample may stop inside a character) become U+FFFD."""
-        return self.decoder()(ids, True)
-
-    def decoder(self) -> Callable[[Ids, bool], str]:
-        return _text_of(lambda ids: bytes(np.asarray(ids, np.uint8)))
+    def _to_bytes(self, ids: Ids) -> bytes:
+        return bytes(np.asarray(ids, np.uint8))
 
     def count_bytes(self, ids: np.ndarray) -> int:
         return len(ids)
@@ -132,11 +146,11 @@ class ByteTokenizer:
         return {"type": "byte"}
 
 
-class BPETokenizer:
-    """One id per run of bytes that often stand together, see bpe.py; knows every text."""
+class BPETokenizer(_IdsOfBytes):
+    """One id per sequence of bytes that is frequent, see bpe.py. It can encode every text."""
 
     def __init__(self, content: dict[str, Any]) -> None:
-        """`content`: the JSON of the library tokenizers. Raises ValueError for what it is not."""
+        """`content`: the JSON of the library tokenizers. Raises ValueError as `bpe.parse`."""
         self._library = bpe.parse(content)
         self._content = content
         self._bytes = bpe.token_bytes(self._library)
@@ -149,29 +163,19 @@ class BPETokenizer:
         _utf8(text)
         parts = [np.zeros(0, token_dtype(self.vocab_size))]
         for piece in bpe.pieces([text], ENCODED_AT_ONCE):
-            shares = list(bpe.pieces([piece]))  # The cores share them.
+            shares = list(bpe.pieces([piece]))  # One for each core at a time.
             encoded = self._library.encode_batch_fast(shares, add_special_tokens=False)
             parts += [np.array(share.ids, parts[0].dtype) for share in encoded]
         return np.concatenate(parts)
 
-    def decode(self, ids: Ids) -> str:
-        """Bytes that are not UTF-8 (a sample may stop inside a character) become U+FFFD."""
-        return self.decoder()(ids, True)
-
-    def decoder(self) -> Callable[[Ids, bool], str]:
-        return _text_of(lambda ids: b"".join(self._bytes[i] for i in ids))
+    def _to_bytes(self, ids: Ids) -> bytes:
+        return b"".join(self._bytes[i] for i in ids)
 
     def count_bytes(self, ids: np.ndarray) -> int:
-        return _total([len(token) for token in self._bytes], ids)
+        return _total_of([len(token) for token in self._bytes], ids)
 
     def to_dict(self) -> dict[str, Any]:
         return {"type": "bpe", "tokenizer": self._content}
-
-
-def _text_of(to_bytes: Callable[[Ids], bytes]) -> Callable[[Ids, bool], str]:
-    """The decoder of a tokenizer whose ids are bytes: it holds back half a character."""
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    return lambda ids, final: decoder.decode(to_bytes(ids), final)
 
 
 def _utf8(text: str) -> bytes:
@@ -179,18 +183,18 @@ def _utf8(text: str) -> bytes:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise UserError(
-            f"character {text[error.start]!r} at position {error.start} is half of a pair and "
-            "no character by itself: leave it out"
+            f"character {text[error.start]!r} at position {error.start} is half of a surrogate "
+            "pair and not a character: remove it"
         ) from None
 
 
-def _total(of_ids: list[int], ids: np.ndarray) -> int:
-    """The sum of `of_ids[i]` over many ids, some at a time: they may be memory-mapped."""
-    table, starts = np.array(of_ids), range(0, len(ids), COUNTED_AT_ONCE)
+def _total_of(lengths: list[int], ids: np.ndarray) -> int:
+    """The sum of `lengths[i]` over all ids, in parts: the ids may be memory-mapped."""
+    table, starts = np.array(lengths), range(0, len(ids), COUNTED_AT_ONCE)
     return sum(int(table[ids[start : start + COUNTED_AT_ONCE]].sum()) for start in starts)
 
 
 def _code_points(text: str) -> np.ndarray:
-    # "surrogatepass": a prompt from the command line can hold lone surrogates; they are refused
-    # later, by name, like any other unknown character.
+    # A prompt from the command line can hold lone surrogates. They pass here and are refused by
+    # name later, like any other unknown character.
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")

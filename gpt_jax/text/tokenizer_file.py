@@ -1,4 +1,4 @@
-"""Tokenizers made from a setting, saved as JSON and loaded again."""
+"""Creates tokenizers from a setting, saves them as JSON, and loads them again."""
 
 import contextlib
 import json
@@ -15,14 +15,14 @@ NAMES = ("char", "byte", "bpe")
 
 
 def make_tokenizer(kind: str, texts: Iterable[str], bpe_vocab_size: int) -> Tokenizer:
-    """The tokenizer that `data.tokenizer = kind` asks for.
+    """The tokenizer for `data.tokenizer = kind`.
 
     Args:
-      texts: parts of the text that gives the vocabulary of "char" and the merges of "bpe".
-      bpe_vocab_size: most tokens of "bpe".
+      texts: parts of the text from which "char" takes its characters and "bpe" learns its merges.
+      bpe_vocab_size: maximum vocabulary size of "bpe".
 
     Raises:
-      UserError: for a path where there is no tokenizer, or a library that is missing.
+      UserError: if there is no tokenizer at a path, or the library is missing.
     """
     if kind == "byte":
         return ByteTokenizer()
@@ -34,18 +34,21 @@ def make_tokenizer(kind: str, texts: Iterable[str], bpe_vocab_size: int) -> Toke
 
 
 def absolute_kind(kind: str) -> str:
-    """`data.tokenizer` as it is recorded: a path made absolute, a name as it is."""
+    """`data.tokenizer` as it is recorded: a name unchanged, a path made absolute."""
     return kind if kind in NAMES else os.path.abspath(os.path.expanduser(kind))
 
 
 def _local_tokenizer(kind: str) -> Tokenizer:
-    """Of a file or folder: a run's (or a prepared corpus's), or in the library's format: byte
-    pairs, or the characters of a run that was exported."""
+    """The tokenizer in a file or folder.
+
+    It is in our format (of a run or a prepared corpus) or in the library's (byte pairs, or the
+    characters of an exported run).
+    """
     path = Path(absolute_kind(kind))
     if not path.exists():
         raise UserError(
-            f"data.tokenizer = {kind!r} is not char, byte or bpe, and there is no such file or "
-            f"folder ({path}): give one of these, or {bpe.WANTED}"
+            f"data.tokenizer = {kind!r} is not char, byte or bpe, and no such file or folder "
+            f"exists ({path}): give one of the three, or {bpe.WANTED}"
         )
     file = path / "tokenizer.json" if path.is_dir() else path
     if is_saved(file):
@@ -54,38 +57,38 @@ def _local_tokenizer(kind: str) -> Tokenizer:
 
 
 def _exported_characters(file: Path) -> CharTokenizer | None:
-    """Of a run of characters that was exported; None for every other file."""
+    """The tokenizer of an exported run that used characters; None for any other file."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
         content = json.loads(file.read_text(encoding="utf-8"))
         characters = "".join(content["model"]["vocab"])
-        characters.encode("utf-8")  # Halves of a pair are no characters.
+        characters.encode("utf-8")  # Refuses half of a surrogate pair.
         tokenizer = CharTokenizer(characters)
         return tokenizer if tokenizer.to_library() == content else None
     return None
 
 
 def save_tokenizer(tokenizer: Tokenizer, path: Path) -> None:
-    """Writes the tokenizer to a JSON file, as a whole."""
+    """Writes the tokenizer to a JSON file, atomically."""
     with replacing(path) as file:
         file.write(file_content(tokenizer))
 
 
 def is_saved(path: Path) -> bool:
-    """Whether a file begins as `save_tokenizer` begins it."""
+    """Whether a file starts like one that `save_tokenizer` wrote."""
     return path.exists() and b'"format"' in path.read_bytes()[:20]
 
 
 def file_content(tokenizer: Tokenizer) -> bytes:
-    """What `save_tokenizer` writes."""
+    """The bytes that `save_tokenizer` writes."""
     content = {"format": 1, **tokenizer.to_dict()}
     return (json.dumps(content, ensure_ascii=False, indent=2) + "\n").encode("utf-8")
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer stored by `save_tokenizer`.
+    """The tokenizer that `save_tokenizer` wrote.
 
     Raises:
-      UserError: when the file is missing, is no JSON, or is of a kind this version does not know.
+      UserError: if the file is missing or damaged, or this version does not know its kind.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -93,14 +96,14 @@ def load_tokenizer(path: Path) -> Tokenizer:
         if kind == (1, "byte"):
             return ByteTokenizer()
         if kind == (1, "char"):
-            content["characters"].encode("utf-8")  # Halves of a pair are no characters.
+            content["characters"].encode("utf-8")  # Refuses half of a surrogate pair.
             return CharTokenizer(content["characters"])
         if kind == (1, "bpe"):
             return BPETokenizer(content["tokenizer"])
-    except UserError:  # Of a missing library.
+    except UserError:  # The library is missing.
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"no tokenizer can be read from {path} ({error!r}): restore the file"
         ) from error
-    raise UserError(f"{path} holds a tokenizer of kind {kind}: update gpt_jax to read it")
+    raise UserError(f"{path} holds an unknown kind of tokenizer {kind}: update gpt_jax to read it")

@@ -1,4 +1,4 @@
-"""The settings of a corpus -> its token ids: what a new run trains on. No jax."""
+"""The settings of a corpus -> the token ids on which a new run trains. No jax."""
 
 import sys
 
@@ -14,7 +14,7 @@ def new_tokens(data: DataConfig) -> Tokens:
     """The corpus of a new run as token ids, with the tokenizer made for it.
 
     Raises:
-      UserError: for a corpus or a tokenizer that cannot be read.
+      UserError: if the corpus or the tokenizer cannot be read.
     """
     if shards.is_prepared(data.corpus):
         return shards.load(data)
@@ -23,25 +23,25 @@ def new_tokens(data: DataConfig) -> Tokens:
 
 
 def encoded(corpus: Corpus, tokenizer: Tokenizer) -> Tokens:
-    """A text as token ids. Raises UserError for a character the tokenizer does not know."""
+    """A text as token ids. Raises UserError for a character that the tokenizer does not know."""
     return Tokens(corpus.source, corpus.sha256, tokenizer, tokenizer.encode(corpus.text))
 
 
 def vocabulary_size(data: DataConfig) -> int:
-    """The number of ids a new run's tokenizer has; reads the corpus only where it makes them.
+    """The vocabulary size of a new run's tokenizer. Reads the corpus only if this depends on it.
 
     Raises:
       UserError: as `new_tokens`.
     """
     if shards.is_prepared(data.corpus):
         return shards.load(data).tokenizer.vocab_size
-    made_of_text = data.tokenizer in ("char", "bpe")
-    text = _load_or_play(data.corpus).text if made_of_text else ""
+    learned = data.tokenizer in ("char", "bpe")
+    text = _load_or_play(data.corpus).text if learned else ""
     return _new_tokenizer(data, text).vocab_size
 
 
 def _load_or_play(source: str) -> Corpus:
-    """The corpus, or the built-in play where the download fails."""
+    """The corpus, or the built-in play if the download fails."""
     try:
         return load_corpus(source)
     except DownloadError as error:
@@ -50,10 +50,10 @@ def _load_or_play(source: str) -> Corpus:
 
 
 def _new_tokenizer(data: DataConfig, text: str) -> Tokenizer:
-    """The tokenizer that the settings ask for.
+    """The tokenizer for the settings.
 
-    BPE merges come from the training text alone. It is cut by characters here and by tokens later,
-    so the two cuts differ by some thousandths of the text.
+    BPE merges are learned from the training text only. Here the text is split by characters, later
+    by tokens, so the two splits differ by some thousandths of the text.
     """
     if data.tokenizer == "bpe":
         text = text[: int(len(text) * (1 - data.val_fraction))]

@@ -1,13 +1,13 @@
 """Token arrays -> the batch of a training step, and the windows of an evaluation. NumPy only.
 
-A window is `block_size + 1` tokens in a row: its first `block_size` are the inputs, its last
-`block_size` the targets, each one place further on. Tokens may be an array in memory or a
-memory-mapped one (`np.memmap`): only what a batch needs is read.
+A window is `block_size + 1` tokens in a row. The first `block_size` tokens are the inputs; the last
+`block_size` are the targets, each one place after its input. The tokens may be in memory or
+memory-mapped (`np.memmap`): only what a batch needs is read.
 
 There is no iterator and no state. The batch of a step is a function of (seed, step), so a resumed
-run sees the same text as a straight one.
+run sees the same text as an uninterrupted one.
 
-Shapes: B windows of a batch, N windows of an evaluation, W = block_size + 1.
+Shapes: B windows in a batch, N windows in an evaluation, W = block_size + 1.
 """
 
 import mmap
@@ -22,20 +22,20 @@ TUTORIAL_WINDOWS = 50 * 32
 def split(
     tokens: np.ndarray, val_fraction: float, block_size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The training part (the beginning) and the held-out part (the last `val_fraction`).
+    """Splits tokens into training tokens and validation tokens (the last `val_fraction`).
 
     Raises:
-      UserError: when either part is shorter than one window of block_size + 1 tokens.
+      UserError: if either part is shorter than one window of block_size + 1 tokens.
     """
     cut = int(len(tokens) * (1 - val_fraction))
     train, val = tokens[:cut], tokens[cut:]
     if min(len(train), len(val)) < block_size + 1:
         smaller = min(val_fraction, 1 - val_fraction)
         raise UserError(
-            f"the corpus has {len(tokens)} tokens, but a window of model.block_size + 1 = "
-            f"{block_size + 1} must fit into its training part ({len(train)}) and its held-out "
-            f"part ({len(val)}): give {round((block_size + 1) / smaller) + 1} tokens (with "
-            "data.tokenizer=char: characters) or more, or a smaller model.block_size"
+            f"the corpus has {len(tokens)} tokens, but its training text ({len(train)}) and its "
+            f"validation text ({len(val)}) must each hold a window of model.block_size + 1 = "
+            f"{block_size + 1}: give {round((block_size + 1) / smaller) + 1} tokens or more "
+            "(characters, with data.tokenizer=char), or a smaller model.block_size"
         )
     return train, val
 
@@ -43,10 +43,10 @@ def split(
 def batch_offsets(
     n_tokens: int, block_size: int, batch_size: int, seed: int, step: int
 ) -> np.ndarray:
-    """Where the windows of a step's batch begin, shape (B,): uniform over all that fit.
+    """Where the windows of a step's batch begin, shape (B,): uniform over all places that fit.
 
-    PCG64 seeded with the pair [seed, step]. (`Philox(key=seed, counter=step)` must not be used:
-    the streams of neighbouring counters overlap, and so would the batches.)
+    The generator is PCG64, seeded with the pair [seed, step]. `Philox(key=seed, counter=step)` must
+    not be used: the streams of neighbouring counters overlap, and so would the batches.
     """
     rng = np.random.default_rng([seed, step])
     return rng.integers(n_tokens - block_size, size=batch_size)
@@ -55,21 +55,21 @@ def batch_offsets(
 def train_batch(
     tokens: np.ndarray, block_size: int, batch_size: int, seed: int, step: int
 ) -> np.ndarray:
-    """The windows of one step, shape (B, W), int32: a pure function of its arguments."""
+    """The windows of one step's batch, shape (B, W), int32: a pure function of the arguments."""
     offsets = batch_offsets(len(tokens), block_size, batch_size, seed, step)
     return all_windows(tokens, block_size)[offsets].astype(np.int32)
 
 
 def all_windows(tokens: np.ndarray, block_size: int) -> np.ndarray:
-    """Every window, at the offset where it begins: a view of shape (N, W)."""
+    """Every window, indexed by the offset where it begins: a view of shape (N, W)."""
     return np.lib.stride_tricks.sliding_window_view(tokens, block_size + 1)
 
 
 def release(tokens: np.ndarray) -> None:
-    """Takes the pages that were read of a memory-mapped array out of this process's memory.
+    """Releases the pages of a memory-mapped array from this process's memory.
 
-    They stay in the system's cache, and come back when they are read. Without it 300 batches of
-    32 x 129 from a file of 1 GB left 0.84 GB of it mapped (the system maps 64 KB at a time).
+    They stay in the system's cache, and come back when they are read. Without this, 300 batches of
+    32 x 129 from a file of 1 GB left 0.84 GB of it mapped: the system maps 64 KB at a time.
     """
     mapping = getattr(tokens, "_mmap", None)
     if mapping is not None and hasattr(mmap, "MADV_DONTNEED"):  # Not on Windows.
@@ -77,13 +77,13 @@ def release(tokens: np.ndarray) -> None:
 
 
 def evaluation_windows(tokens: np.ndarray, block_size: int) -> np.ndarray:
-    """All whole windows whose targets are disjoint, in order: a view of shape (N, W)."""
+    """All whole windows in order, with disjoint targets: a view of shape (N, W)."""
     return all_windows(tokens, block_size)[::block_size]
 
 
 def tutorial_windows(tokens: np.ndarray, block_size: int) -> np.ndarray:
-    """The windows of the tutorial's own estimate: its first 50 batches of 32, each one token on.
+    """The windows of the tutorial's own estimate: 50 batches of 32, each window one token further.
 
-    They overlap, and cover only the first `block_size` + 1600 tokens. For comparison, nothing else.
+    They overlap and cover only the first `block_size` + 1600 tokens. They serve only to compare.
     """
     return all_windows(tokens, block_size)[:TUTORIAL_WINDOWS]

@@ -1,4 +1,4 @@
-"""How a run begins: what its folder holds, what it starts from, and its first state."""
+"""How a run begins or resumes: what its folder holds, what it starts from, its first state."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -13,21 +13,22 @@ from gpt_jax.errors import UserError
 from gpt_jax.gpt2 import open_folder, read_params
 from gpt_jax.runs import Record, check_same_run, read_record, record_changes, with_recorded_choices
 from gpt_jax.runs.checkpoints import Checkpoints
+from gpt_jax.runs.recovery import restore_newest
 from gpt_jax.training.finish import sample_path
 from gpt_jax.training.run import Run
 from gpt_jax.training.state import TrainState, init_state, init_state_from
 
-# Settings that do not follow from given weights.
+# The settings of a model that its weights do not determine.
 NOT_OF_SHAPE = {"dropout", "zero_init", "matmul_dtype", "attention", "remat", "scan_layers"}
 SHAPE = [f.name for f in dataclasses.fields(GPTConfig) if f.name not in NOT_OF_SHAPE]
 
 
 @dataclasses.dataclass(frozen=True)
 class Opened:
-    """What a run's folder holds and what is to be done there.
+    """What a run's folder holds, and what a run there will do.
 
     Attributes:
-      config: with the choices made when the run began.
+      config: with the choices made when the run began, if it did.
       record: None for a new run.
       changes: the differences from the record, all of them allowed.
       init_from: the GPT-2 folder the run begins or began from; empty = random parameters.
@@ -108,14 +109,14 @@ def _following(config: Config, shape: GPTConfig, tokenizer: str, source: str) ->
     default = Config()
     of_weights = {name: getattr(shape, name) for name in SHAPE}
     unlike = [
-        f"model.{name} = {given!r}, there {value!r}"
+        f"model.{name} = {given!r} instead of {value!r}"
         for name, value in of_weights.items()
         if (given := getattr(config.model, name)) not in (value, getattr(default.model, name))
     ]
     if unlike:
         raise UserError(
             f"the configuration contradicts the weights of {source} ({'; '.join(unlike)}): leave "
-            "these settings at their defaults, and they follow the weights"
+            "these settings at their defaults, and they will follow the weights"
         )
     if config.data.tokenizer == default.data.tokenizer:
         config = config.with_values("data", tokenizer=tokenizer)
@@ -128,21 +129,19 @@ def first_state(run: Run, checkpoints: Checkpoints, opened: Opened) -> TrainStat
     Records the changed settings of a run that resumes.
 
     Raises:
-      UserError: if no checkpoint is intact, or the run is past `train.steps` already.
+      UserError: if no checkpoint is intact, or the run is already past `train.steps`.
     """
-    state = checkpoints.restore_newest(run.abstract) or _new_state(run, opened.init_from)
+    state = restore_newest(checkpoints, run.abstract) or _new_state(run, opened.init_from)
     step, steps = int(state.step), run.config.train.steps
     if step > steps:
         raise UserError(
-            f"train.steps = {steps}, but the run in {run.workdir} is at step {step} already: ask "
-            "for more steps, or start a new run with another --workdir"
+            f"train.steps = {steps}, but the run in {run.workdir} is already at step {step}: give "
+            "more steps, or start a new run with another --workdir"
         )
     if opened.record is not None and opened.changes:
-        _record_changes(run.workdir, opened.record, run.config, list(opened.changes), step)
+        changes = list(opened.changes)
+        processes.on_first(record_changes)(run.workdir, opened.record, run.config, changes, step)
     return cast(TrainState, state)
-
-
-_record_changes = processes.on_first(record_changes)
 
 
 def _new_state(run: Run, init_from: str) -> TrainState:

@@ -1,7 +1,7 @@
-"""How fast training and sampling are, beside what the machine's matrix products allow.
+"""The speed of training and sampling, beside that of the machine's matrix products.
 
-Figures are medians; compiling and warm-up are told apart from them. A figure of one run says little
-on a machine that others share: compare ratios of runs made side by side.
+Figures are medians without compilation and warm-up; the compile time is a figure of its own. On a
+shared machine a single run means little: compare ratios of runs made side by side.
 """
 
 import dataclasses
@@ -51,7 +51,10 @@ def train(config: Config, steps: int) -> dict[str, Any]:
 
 
 def sample(config: Config, num_samples: int, tokens: int) -> dict[str, Any]:
-    """Times texts of so many tokens from random parameters. Returns the figures by name."""
+    """Times sampling with random parameters: `num_samples` texts of `tokens` tokens at a time.
+
+    Returns the figures by name.
+    """
     config, mesh = _prepared(config)
     whole = NamedSharding(mesh, PartitionSpec())
     params = init_state(config, abstract_state(config, mesh)).params
@@ -64,14 +67,14 @@ def sample(config: Config, num_samples: int, tokens: int) -> dict[str, Any]:
 
     compile_s, seconds = _timed(one, 5)
     seconds = [total / tokens for total in seconds]
-    config = config.with_values("model", matmul_dtype="float32")  # As texts are drawn.
-    flops = flops_per_token(model, count_parameters(params)) // 3  # The backward pass has the rest.
+    config = config.with_values("model", matmul_dtype="float32")  # As in sampling.
+    flops = flops_per_token(model, count_parameters(params)) // 3  # A third: no backward pass.
     figures = _figures("sample", config, mesh, compile_s, seconds, num_samples, flops)
     return figures | {"num_samples": num_samples}
 
 
 def gemm_gflops(config: GPTConfig, mesh: jax.sharding.Mesh) -> float:
-    """The ceiling: the best of 30 of the MLP's first product on all devices, in GFLOP/s."""
+    """The ceiling: the MLP's first product on all devices, the best of 30, in GFLOP/s."""
     rows = NamedSharding(mesh, PartitionSpec(None, mesh.axis_names))
     x = jax.device_put(jnp.ones((1, GEMM_ROWS, config.n_embd)), rows)
     kernel = jnp.ones((config.n_embd, 4 * config.n_embd))
@@ -90,7 +93,7 @@ def _prepared(config: Config) -> tuple[Config, jax.sharding.Mesh]:
 
 
 def _timed(one: Callable[[int], None], count: int) -> tuple[float, list[float]]:
-    """Seconds of the first call, and of `count` calls after the warm-up."""
+    """Seconds of the first call, and of each of `count` calls after the warm-up."""
     seconds = []
     for number in range(WARM_UP_STEPS + count):
         begin = time.perf_counter()
@@ -108,7 +111,7 @@ def _figures(
     tokens: int,
     flops: int,
 ) -> dict[str, Any]:
-    """What every mode tells; `tokens` a step, `flops` a token."""
+    """The figures of every mode, from the tokens per step and the operations per token."""
     step_s, ceiling = statistics.median(seconds), gemm_gflops(config.model, mesh)
     gflops = tokens * flops / step_s / 1e9
     return {
@@ -128,7 +131,7 @@ def _figures(
 
 
 def peak_rss_mb() -> int | None:
-    """The most memory this process has had so far, in MB; None where the system does not say."""
+    """The peak memory of this process in MB; None where the system does not report it."""
     try:
         import resource
     except ImportError:  # Windows.

@@ -1,4 +1,4 @@
-"""What a finished or running run is worth: its losses on the held-out text."""
+"""Evaluating a checkpoint of a finished or running run on the validation text."""
 
 import dataclasses
 import math
@@ -15,17 +15,17 @@ from gpt_jax.training.run import Run, prepare
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Losses of one checkpoint; all but `tutorial_estimate` over all disjoint held-out windows.
+    """Losses of one checkpoint, over all disjoint windows of the validation text.
 
     Attributes:
       step: finished updates.
       corpus: where the text was found.
-      tokens: how many were predicted.
-      loss: mean, in nats per token; perplexity: exp(loss).
-      tutorial_estimate: the tutorial's own estimate of the loss, to compare with it, nothing else.
-        None where a token is no character.
-      source_loss: what the built-in play's own grammar pays for the held-out text, in nats per
-        character: no model can expect less. None for another corpus.
+      tokens: the number of predicted tokens.
+      loss: validation loss, the mean in nats per token; perplexity is exp(loss).
+      tutorial_estimate: the tutorial's estimate of the loss, from its own windows: comparable only
+        with the tutorial's. None if tokens are not characters.
+      source_loss: the loss of the built-in play's own grammar, in nats per character; no model can
+        expect less. None for another corpus.
     """
 
     step: int
@@ -45,23 +45,22 @@ def evaluate(workdir: Path, which: str) -> Evaluation:
       which: "latest", "best" or the number of a step.
 
     Raises:
-      UserError: when there is no such run or checkpoint, or its corpus is not where it was or not
-        what it was.
+      UserError: if there is no such run or checkpoint, or its corpus has moved or changed.
     """
     workdir = workdir.absolute()
     record = existing_record(workdir)
-    # Of another machine than the run's, perhaps: its layout is chosen anew.
+    # This may be another machine than the run's, so the layout is chosen again.
     config = dataclasses.replace(record.config, mesh=MeshConfig())
     devices = start_devices(config.mesh, config.train.batch_size)
     if not hardware.has_cudnn_attention(devices[0]):
         config = config.with_values("model", attention="xla")
     shared = -(-config.train.batch_size // len(devices)) * len(devices)
-    # A GPU can hold as many windows at a time as in training; a CPU's number is chosen anew.
+    # A GPU can hold as many windows at a time as in training. On a CPU, 0 = chosen again.
     size = math.gcd(shared // len(devices), config.train.microbatch_size)
     size = 0 if devices[0].platform == "cpu" else size
     config = config.with_values("train", batch_size=shared, microbatch_size=size)
     run = prepare(config, workdir, record, devices)
-    # Found and read at once: a run in progress removes checkpoints.
+    # Restored right after it is found, because a run in progress deletes checkpoints.
     with Checkpoints.for_reading(workdir / "checkpoints") as checkpoints:
         step = checkpoints.find(which).step
         params = checkpoints.restore_evaluated(step, run.abstract)
@@ -76,7 +75,7 @@ def _evaluation(run: Run, params: Any, step: int) -> Evaluation:
         tokens=evaluation_windows(run.val_tokens, run.config.model.block_size)[:, 1:].size,
         loss=loss,
         bits_per_byte=run.bits_per_byte(loss),
-        perplexity=math.exp(loss) if loss < 700 else math.inf,  # Above 709 it is no float.
+        perplexity=math.exp(loss) if loss < 700 else math.inf,  # exp(710) overflows.
         tutorial_estimate=run.tutorial_estimate(params),
         source_loss=run.source_loss(),
     )

@@ -1,4 +1,4 @@
-"""metrics.jsonl: reading and writing a run's log."""
+"""metrics.jsonl, the log of a run: one JSON object per line."""
 
 import contextlib
 import json
@@ -6,9 +6,13 @@ import math
 from pathlib import Path
 from typing import Any
 
+from gpt_jax.files import replacing
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The entries of a metrics.jsonl, up to the first line that a crash has torn."""
+Entry = dict[str, Any]
+
+
+def read_metrics(path: Path) -> list[Entry]:
+    """The entries of a metrics.jsonl, up to the first line that a crash cut off."""
     if not path.exists():
         return []
     entries = []
@@ -23,7 +27,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def _is_entry(entry: Any) -> bool:
-    """Whether it has what every line has; numbers, or null for what is not finite."""
+    """Whether it has the keys of every line. Its values are numbers, or null if not finite."""
     return (
         isinstance(entry, dict)
         and type(entry.get("step")) is int
@@ -32,18 +36,51 @@ def _is_entry(entry: Any) -> bool:
     )
 
 
-def json_line(entry: dict[str, Any]) -> str:
-    """A line of JSON, which has no NaN and no infinity: they become null."""
+def json_line(entry: Entry) -> str:
+    """A line of JSON. JSON has no NaN and no infinity: they become null."""
     for key, value in entry.items():
         if isinstance(value, float) and not math.isfinite(value):
             entry = entry | {key: None}
     return json.dumps(entry) + "\n"
 
 
-def duration(seconds: float | None) -> str:
-    """Minutes and seconds, with hours in front where there are any; "?" for None."""
-    if seconds is None:
-        return "?"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+class MetricsLog:
+    """The log of a run that is training.
+
+    Attributes:
+      last: the last entry; {"step": 0} for an empty log.
+    """
+
+    def __init__(self, path: Path, step: int, writes: bool) -> None:
+        """Opens the log of a run that is at `step`, and drops the entries of later steps.
+
+        A run that stopped after its last checkpoint repeats those steps, so it logs them again.
+
+        Args:
+          writes: whether this process writes the file.
+        """
+        self._path, self._writes = path, writes
+        self.last: Entry = {"step": 0}
+        self.replace([entry for entry in read_metrics(path) if entry["step"] <= step])
+
+    def replace(self, entries: list[Entry]) -> None:
+        """Makes `entries` the whole log."""
+        if entries:
+            self.last = entries[-1]
+        if self._writes:
+            with replacing(self._path) as file:
+                file.write("".join(map(json_line, entries)).encode("utf-8"))
+
+    def append(self, entry: Entry) -> None:
+        """Adds a line."""
+        self.last = entry
+        if self._writes:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json_line(entry))
+
+    def extend_last(self, **values: float) -> Entry:
+        """Adds values to the last line. Returns the new entry."""
+        entries = read_metrics(self._path)
+        entry = entries[-1] | values
+        self.replace([*entries[:-1], entry])
+        return entry

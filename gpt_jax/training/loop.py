@@ -1,21 +1,23 @@
 """The training loop: what happens, and in which order. Nothing numeric.
 
-A step is one update. At some steps, and after the last one, the run evaluates, writes a line of its
-log and saves a checkpoint, in this order. A run killed between two of these resumes from an older
-checkpoint and drops the log lines that came after it.
+`train` prepares a run, `Loop` trains it. A step is one update. After some steps, and after the last
+one, the run evaluates, writes a line of its log and saves a checkpoint, in this order. A run killed
+between two of these resumes from an older checkpoint and drops the log lines that came after it.
+stopping.py says how a run ends early.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import NamedTuple, Self
 
 import jax
 
-from gpt_jax.config import Config
+from gpt_jax.config import Config, TrainConfig
 from gpt_jax.devices import processes, start_devices
 from gpt_jax.errors import UserError
 from gpt_jax.runs.checkpoints import Checkpoints
-from gpt_jax.text.windows import batch_offsets
 from gpt_jax.training.beginning import first_state, open_run
 from gpt_jax.training.finish import finish
 from gpt_jax.training.meeting import ending_together
@@ -44,167 +46,164 @@ def train(
       stopper: can ask the run to stop early, see stopping.py.
       init_from: absolute folder of GPT-2's weights that a new run begins from, see beginning.py.
 
-    Returns: why training ended; everything up to then is saved.
+    Returns: why training ended. The state at that moment is saved.
 
     Raises:
-      UserError: for anything the user can mend; see the modules this one calls.
+      UserError: for everything the user can correct; see the modules this one calls.
     """
     if tensorboard:
         check_installed()
-    opened = open_run(config, workdir.absolute(), resume_allow, init_from)
+    workdir = workdir.absolute()
+    opened = open_run(config, workdir, resume_allow, init_from)
     if opened.is_finished:
         return ALREADY_FINISHED
-    devices = start_devices(opened.config.mesh, config.train.batch_size)
-    run = prepare(opened.config, workdir.absolute(), opened.record, devices, opened.init_from)
-    with (
-        Checkpoints.for_training(run.workdir / "checkpoints") as checkpoints,
-        ending_together(),
-    ):
+    devices = start_devices(opened.config.mesh, opened.config.train.batch_size)
+    run = prepare(opened.config, workdir, opened.record, devices, opened.init_from)
+    with Checkpoints.for_training(workdir / "checkpoints") as checkpoints, ending_together():
         state = first_state(run, checkpoints, opened)
-        with _listener(run, int(state.step), tensorboard) as listener:
-            monitor = Monitor(
-                run.workdir,
-                int(state.step),
-                config.train.steps,
-                run.tokens_per_step,
-                listener=listener,
-            )
+        step, c = int(state.step), run.config.train
+        with _listener(workdir, step, tensorboard) as listener:
+            monitor = Monitor(workdir, step, c, run.tokens_per_step, listener=listener)
             introduce(run, state, monitor)
-            return _to_the_end(run, state, checkpoints, monitor, stopper or Stopper())
+            return Loop(run, checkpoints, monitor, stopper or Stopper()).finish_run(state)
 
 
-def _listener(run: Run, step: int, tensorboard: bool) -> AbstractContextManager[Listener]:
+def _listener(workdir: Path, step: int, tensorboard: bool) -> AbstractContextManager[Listener]:
     writes = tensorboard and processes.is_first()
-    return event_files(run.workdir, step) if writes else nullcontext(lambda entry: None)
+    return event_files(workdir, step) if writes else nullcontext(lambda entry: None)
 
 
-def _to_the_end(
-    run: Run, state: TrainState, checkpoints: Checkpoints, monitor: Monitor, stopper: Stopper
-) -> Stop:
-    """All that is left of a run: its steps, then its curve and a sample."""
-    try:
-        # Weights from elsewhere are worth something before the first step; so is a run of no steps.
-        is_new = not checkpoints.all()
-        if is_new and (run.init_from or not run.config.train.steps):
-            evaluate_beginning(run, state, checkpoints, monitor, stopper)
-        state = run_steps(run, state, checkpoints, monitor, stopper)
-        finish(run, state, monitor, stopper)
-    except Stopped as stopped:
-        return stopped.stop
-    return FINISHED
+class Due(NamedTuple):
+    """What happens after a step."""
+
+    evaluation: bool
+    log: bool
+    checkpoint: bool
+
+    @classmethod
+    def after(cls, step: int, c: TrainConfig) -> Self:
+        """An evaluation always writes a line of the log; the last step does everything."""
+        is_last = step == c.steps
+        evaluation = is_last or step % c.eval_every == 0
+        log = evaluation or step % c.log_every == 0
+        return cls(evaluation, log, is_last or step % c.checkpoint_every == 0)
 
 
-def evaluate_beginning(
-    run: Run, state: TrainState, checkpoints: Checkpoints, monitor: Monitor, stopper: Stopper
-) -> None:
-    """Evaluates and saves the state before the first step.
+@dataclasses.dataclass(frozen=True)
+class Loop:
+    """The loop of a run, and what it works with.
 
-    If training only makes the weights worse, this stays the best checkpoint.
-
-    Raises:
-      Stopped: when asked to stop; nothing is saved then.
+    Methods that evaluate raise Stopped if the run is asked to stop meanwhile.
     """
-    val_loss = run.evaluate(state.evaluated, stopper.check)
-    monitor.tell_beginning(val_loss)
-    checkpoints.save(0, state, val_loss)
-    checkpoints.confirm(0)
 
+    run: Run
+    checkpoints: Checkpoints
+    monitor: Monitor
+    stopper: Stopper
 
-def run_steps(
-    run: Run, state: TrainState, checkpoints: Checkpoints, monitor: Monitor, stopper: Stopper
-) -> TrainState:
-    """Trains to the last step, or finishes and saves the current one when asked to stop.
+    def finish_run(self, state: TrainState) -> Stop:
+        """Does all that is left of the run: its steps, then its curve and a sample."""
+        try:
+            with self.monitor.bar():
+                # Given weights are evaluated before the first step, and so is a run of no steps.
+                is_new = not self.checkpoints.all()
+                if is_new and (self.run.init_from or not self.run.config.train.steps):
+                    self.evaluate_beginning(state)
+                self.evaluate_if_missing(state)
+                state = self.run_steps(state)
+                finish(self.run, state, self.monitor, self.stopper)
+        except Stopped as stopped:
+            return stopped.stop
+        return FINISHED
 
-    Raises:
-      Stopped: when asked to stop.
-    """
-    c, step = run.config.train, int(state.step)
-    _catch_up(run, state, checkpoints, monitor, stopper)
-    with monitor.bar():
-        while step < c.steps:
-            state, metrics = run.train_step(state, run.batch(step))
-            step += 1
-            evaluates = _is_due(step, c.eval_every, c.steps)
-            logs = evaluates or _is_due(step, c.log_every, c.steps)
-            saves = _is_due(step, c.checkpoint_every, c.steps)
-            waits = run.device.platform == "cpu" or logs or saves
-            if waits:
-                _wait(metrics)
-                _check_finite(run, state, step, checkpoints)
-            monitor.step_done(step)
-            with monitor.pause():
-                val_loss = _evaluated(run, state, monitor, stopper) if evaluates else None
-                if logs:
-                    monitor.tell(step, metrics, val_loss)
-                # Processes agree by a message to all, which must not hold up an accelerator.
-                stop = stopper.poll() if waits or not processes.several() else None
-                if saves or stop:
-                    _save(step, state, val_loss, checkpoints, monitor)
-            if stop or step == c.steps:
-                checkpoints.confirm(step)
-            if stop:
-                raise Stopped(stop)
-    return state
+    def evaluate_beginning(self, state: TrainState) -> None:
+        """Evaluates and saves the state before the first step.
 
+        If training only makes the weights worse, this stays the best checkpoint.
+        """
+        val_loss = self.evaluate(state)
+        self.monitor.record_beginning(val_loss)
+        self.checkpoints.save(0, state, val_loss)
+        self.checkpoints.confirm(0)
 
-def _catch_up(
-    run: Run, state: TrainState, checkpoints: Checkpoints, monitor: Monitor, stopper: Stopper
-) -> None:
-    """Evaluates the state a run resumes from, if it stopped before that evaluation was over."""
-    c, step = run.config.train, int(state.step)
-    if _is_due(step, c.eval_every, c.steps) and monitor.lacks_evaluation(step):
-        val_loss = run.evaluate(state.evaluated, stopper.check)
-        monitor.add_evaluation(step, val_loss)
-        checkpoints.add_loss(step, val_loss)
+    def evaluate_if_missing(self, state: TrainState) -> None:
+        """Evaluates the state that a run resumes from, if the run stopped before that was done."""
+        step = int(state.step)
+        is_due = Due.after(step, self.run.config.train).evaluation
+        if is_due and self.monitor.lacks_evaluation(step):
+            val_loss = self.evaluate(state)
+            self.monitor.add_evaluation(step, val_loss)
+            self.checkpoints.add_loss(step, val_loss)
 
+    def run_steps(self, state: TrainState) -> TrainState:
+        """Trains to the last step. Returns the final state."""
+        for step in range(int(state.step), self.run.config.train.steps):
+            state, metrics = self.run.train_step(state, self.run.batch(step))
+            self.after_step(step + 1, state, metrics)
+        return state
 
-def _evaluated(run: Run, state: TrainState, monitor: Monitor, stopper: Stopper) -> float | None:
-    """The validation loss; None when asked to stop meanwhile: the resumed run evaluates first."""
-    try:
-        with monitor.doing("evaluating"):
-            return run.evaluate(state.evaluated, stopper.check)
-    except Stopped:
-        return None
+    def after_step(self, step: int, state: TrainState, metrics: Metrics) -> None:
+        """Does what is due after `step` updates. A run that is asked to stop saves first."""
+        due = Due.after(step, self.run.config.train)
+        waits = self.run.device.platform == "cpu" or due.log or due.checkpoint
+        if waits:
+            _wait(metrics)
+            self.check_finite(step, state)
+        self.monitor.step_done(step)
+        with self.monitor.pause():
+            val_loss = self.evaluate_unless_stopped(state) if due.evaluation else None
+            if due.log:
+                self.monitor.record(step, metrics, val_loss)
+            # Several processes agree by a message, which must not hold up an accelerator.
+            stop = self.stopper.poll() if waits or not processes.several() else None
+            if due.checkpoint or stop:
+                self.save(step, state, val_loss)
+        if stop or step == self.run.config.train.steps:
+            self.checkpoints.confirm(step)
+        if stop:
+            raise Stopped(stop)
 
+    def evaluate(self, state: TrainState) -> float:
+        """The validation loss in nats per token."""
+        with self.monitor.doing("evaluating"):
+            return self.run.evaluate(state.evaluated, self.stopper.check)
 
-def _save(
-    step: int, state: TrainState, val_loss: float | None, checkpoints: Checkpoints, monitor: Monitor
-) -> None:
-    with monitor.doing("saving"):
-        checkpoints.save(step, state, val_loss)
+    def evaluate_unless_stopped(self, state: TrainState) -> float | None:
+        """The validation loss; None if asked to stop meanwhile. The resumed run then evaluates."""
+        try:
+            return self.evaluate(state)
+        except Stopped:
+            return None
 
+    def save(self, step: int, state: TrainState, val_loss: float | None) -> None:
+        """Starts to save a checkpoint."""
+        with self.monitor.doing("saving"):
+            self.checkpoints.save(step, state, val_loss)
 
-def _is_due(step: int, every: int, last: int) -> bool:
-    return step % every == 0 or step == last
+    def check_finite(self, step: int, state: TrainState) -> None:
+        """Ends a run that no longer trains. Single steps that are not finite are only skipped.
+
+        Raises:
+          UserError: after `train.max_skipped` steps in a row that were not finite.
+        """
+        most, skipped = self.run.config.train.max_skipped, int(state.skipped_in_a_row)
+        if skipped < most:
+            return
+        offsets, saved = self.run.batch_offsets(step - 1), self.checkpoints.all()
+        raise UserError(
+            f"{skipped} steps in a row up to step {step} had a loss or a gradient that is not "
+            f"finite (train.max_skipped = {most}); the windows of the last step began at tokens "
+            f"{', '.join(map(str, offsets[:8]))}{', ...' if len(offsets) > 8 else ''}; the last "
+            f"good checkpoint is {saved[-1].step if saved else 'none'}: resume from it with a "
+            "lower --config.optimizer.learning_rate and --resume_allow=optimizer.learning_rate"
+        )
 
 
 def _wait(metrics: Metrics) -> None:
     """Waits for the end of the step.
 
     CPU devices need this after every step, because two programs with collectives must not overlap
-    there: their rendezvous blocks threads. With steps dispatched one after another XLA:CPU gets
+    there: their rendezvous blocks threads. If steps are dispatched one after another, XLA:CPU gets
     stuck within seconds and aborts the process after 40. The wait costs little beside a step.
     """
     jax.block_until_ready(metrics)
-
-
-def _check_finite(run: Run, state: TrainState, step: int, checkpoints: Checkpoints) -> None:
-    """Ends a run that no longer trains; single steps that are not finite were skipped and counted.
-
-    Raises:
-      UserError: after `train.max_skipped` steps in a row that were not finite.
-    """
-    c, skipped = run.config, int(state.skipped_in_a_row)
-    if skipped < c.train.max_skipped:
-        return
-    offsets = batch_offsets(
-        len(run.train_tokens), c.model.block_size, c.train.batch_size, c.train.seed, step - 1
-    )
-    saved = [one.step for one in checkpoints.all()]
-    raise UserError(
-        f"{skipped} steps in a row up to step {step} had a loss or a gradient that is not finite "
-        f"(train.max_skipped = {c.train.max_skipped}); the windows of the last began at tokens "
-        f"{', '.join(map(str, offsets[:8]))}{', ...' if len(offsets) > 8 else ''}; the last good "
-        f"checkpoint is {saved[-1] if saved else 'none'}: resume from it with a lower "
-        "--config.optimizer.learning_rate and --resume_allow=optimizer.learning_rate"
-    )

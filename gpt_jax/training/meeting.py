@@ -1,4 +1,7 @@
-"""How the processes of one run meet, hold its folder, and end together."""
+"""How the processes of one run meet, lock its folder and end together.
+
+devices/processes.py has what they agree on while they train.
+"""
 
 import contextlib
 import ctypes
@@ -21,44 +24,42 @@ from gpt_jax.runs import one_writer, read_record, with_recorded_choices
 
 LEFT_ALONE = 1  # The exit status of a process that has lost the others.
 
-
-# A process that was killed is noticed at once, its connections close. This is for a machine that
-# falls silent: heartbeats come from a thread of their own, also while Python or XLA are busy.
+# A killed process is noticed at once, because its connections close. The heartbeat is for a machine
+# that falls silent. A thread of its own sends it, also while Python or XLA is busy.
 HEARTBEAT_S = 30
 
-
-# At the end they wait for one another: the first to go would look as if it had died.
+# At the end the processes wait for each other: the first to leave would look as if it had died.
 SHUTDOWN_S = 30
 
 
 @contextlib.contextmanager
 def joined(cluster: Cluster, config: Config, workdir: Path) -> Iterator[None]:
-    """Meets the other processes, starts the devices of all, and holds the run's folder for them.
+    """Meets the other processes, starts the devices of all, and locks the run's folder for them.
 
     Args:
-      config: of the run; of one that goes on, the number of devices is the recorded one.
+      config: the run's. If the run resumes, the record gives the number of devices.
 
     Raises:
-      UserError: where nothing says who the others are, they differ, or the folder is in use.
+      UserError: if the other processes are not known or differ, or the folder is in use.
     """
     _answer_abort(
         f"the processes of the run did not meet at {cluster.coordinator or 'the coordinator'} "
-        f"within {cluster.timeout_s} s: see that all were started with the same --coordinator and "
-        "--num_processes, each with its own --process_id, and that they reach that address",
+        f"within {cluster.timeout_s} s: start all with the same --coordinator and "
+        "--num_processes, each with its own --process_id, and check that they reach that address",
         2,
     )
     _initialize(cluster)
     _answer_abort(_alone("JAX has ended this process"), LEFT_ALONE)
-    record = read_record(workdir)  # Only to start as many devices: it is read again, in its turn.
-    started = config if record is None else with_recorded_choices(config, record)
-    start_devices(started.mesh, config.train.batch_size)
+    record = read_record(workdir)  # Only for the number of devices; `open_run` reads it again.
+    chosen = config if record is None else with_recorded_choices(config, record)
+    start_devices(chosen.mesh, config.train.batch_size)
     _check_devices()
     with ending_together(), _silent_unless_first(), _one_writer(workdir):
         yield
 
 
 def _check_devices() -> None:
-    """Before any of them speaks: JAX cannot lay a message over processes of different sizes."""
+    """Checks the devices before the first message: JAX needs the same number in each process."""
     counts = Counter(device.process_index for device in jax.devices())
     if len(set(counts.values())) > 1:
         raise UserError(
@@ -68,8 +69,8 @@ def _check_devices() -> None:
 
 
 def _initialize(cluster: Cluster) -> None:
-    # It answers SIGTERM alone, some steps later, and not while the run evaluates: stopping.py
-    # and `greatest` do better. What it takes over of the signals would be lost to them.
+    # JAX's own service would take SIGTERM away from stopping.py. It handles no other signal, stops
+    # some steps later, and does not stop an evaluation.
     jax.config.update("jax_enable_preemption_service", False)
     given: dict[str, Any] = {}
     if cluster.coordinator:
@@ -90,34 +91,35 @@ def _initialize(cluster: Cluster) -> None:
     except (ValueError, RuntimeError) as error:
         if cluster.coordinator:
             raise UserError(
-                f"{cluster.coordinator} does not serve ({first_cause(error)}): give another address"
+                f"--coordinator={cluster.coordinator} cannot be used ({first_cause(error)}): give "
+                "another address"
             ) from error
         raise UserError(
-            f"nothing here says who the other processes are ({first_cause(error)}): give "
-            "--coordinator, --num_processes and --process_id"
+            f"the environment does not say which processes train together ({first_cause(error)}): "
+            "give --coordinator, --num_processes and --process_id"
         ) from error
 
 
 def _alone(cause: str) -> str:
     return (
         f"{cause}: another process of the run died or cannot be reached, see its output; start all "
-        "of them again with the same commands, and the run goes on from its newest checkpoint"
+        "of them again with the same commands, and the run resumes from its newest checkpoint"
     )
 
 
-_abort_handlers: list[Any] = []  # What C may call must not be collected.
+_abort_handlers: list[Any] = []  # Keeps functions that C may call from being collected.
 
 
 def _answer_abort(sentence: str, status: int) -> None:
-    """Where JAX aborts this process (it has lost the others), says so below what JAX prints.
+    """If JAX aborts this process because the others are gone, prints `sentence` and exits.
 
-    JAX's client has no other hook: Python's own handler of SIGABRT would run too late, never.
+    JAX's client has no other hook, and a SIGABRT handler in Python would never get to run.
     """
 
     def answer(signum: int) -> None:
         try:
             os.write(2, f"error: {sentence}\n".encode())
-        finally:  # Also where its output cannot be written, as on a full disk.
+        finally:  # Even if the message cannot be written, as on a full disk.
             os._exit(status)
 
     _abort_handlers[:] = [*_abort_handlers, ctypes.CFUNCTYPE(None, ctypes.c_int)(answer)]
@@ -126,10 +128,10 @@ def _answer_abort(sentence: str, status: int) -> None:
 
 @contextlib.contextmanager
 def ending_together() -> Iterator[None]:
-    """Ends this process at once when something fails in it alone, or the others are gone.
+    """With several processes: exits at once after an error in this one, or if the others are gone.
 
-    A UserError and an interruption are what all have agreed on, and pass. After anything else
-    nothing may wait for the others: they are elsewhere, or nowhere. They notice that it is gone.
+    UserError and Stopped pass, because all processes raise them together. After any other error
+    this process must not wait for the others, which are elsewhere or gone. They notice its exit.
     """
     try:
         yield
@@ -141,9 +143,9 @@ def ending_together() -> Iterator[None]:
         try:
             if not isinstance(error, OSError | jax.errors.JaxRuntimeError):
                 traceback.print_exc()
-            told = str(error) if isinstance(error, OSError) else _alone(first_cause(error))
-            print(f"error: {told}", file=sys.stderr, flush=True)
-        finally:  # Also where its output cannot be written, as on a full disk.
+            message = str(error) if isinstance(error, OSError) else _alone(first_cause(error))
+            print(f"error: {message}", file=sys.stderr, flush=True)
+        finally:  # Even if the message cannot be written, as on a full disk.
             os._exit(LEFT_ALONE)
 
 
@@ -161,16 +163,16 @@ def _one_writer(workdir: Path) -> Iterator[None]:
     """Process 0 holds the lock for all.
 
     Raises:
-      UserError: as `one_writer`, and where the folder is not the same for all.
+      UserError: as `one_writer`, and if the processes do not see the same folder.
     """
-    with contextlib.ExitStack() as held:
-        on_first(held.enter_context)(one_writer(workdir))
+    with contextlib.ExitStack() as stack:
+        on_first(stack.enter_context)(one_writer(workdir))
         check_same(f"{workdir} (it must be on a file system that they share)", _lock_text(workdir))
         yield
 
 
 def _lock_text(workdir: Path) -> str:
-    """What process 0 has just written; in another folder there is an old lock, or none."""
+    """What process 0 has just written. Another folder has an old lock, or none."""
     with contextlib.suppress(OSError):
         return (workdir / ".lock").read_text(encoding="utf-8")
     return ""

@@ -1,22 +1,23 @@
-"""Learning-rate schedules, groups of parameters, and the optax chain: gradients -> updates."""
+"""Learning rate schedule, weight decay, parameter groups, the optax chain: gradients -> updates."""
 
 import math
 from typing import Any
 
 import jax
 import optax
+from jax import Array
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from gpt_jax.config import Config, OptimizerConfig
 
-DECAYED = ("kernel", "embedding")
+DECAYED = {"kernel", "embedding"}  # Names of the parameters that weight decay applies to.
 
 
 def make_schedule(config: Config) -> optax.Schedule:
-    """The learning rate of each update, as a function of the updates already made.
+    """The learning rate of each update, as a function of the number of updates before it.
 
-    Update i of the warm-up (counted from 1) uses i / warmup_steps of the peak, so none is wasted at
-    a rate of 0. What follows reaches the minimum at `train.steps`.
+    Update i of the warm-up, counted from 1, uses i / warmup_steps of the peak, so no update is
+    wasted at a rate of 0. The schedule after it reaches the minimum at `train.steps`.
     """
     c = config.optimizer
     after = _after_warmup(c, max(config.train.steps - c.warmup_steps, 1), config.train.steps)
@@ -28,7 +29,7 @@ def make_schedule(config: Config) -> optax.Schedule:
 
 
 def _after_warmup(c: OptimizerConfig, left: int, steps: int) -> optax.Schedule:
-    """The schedule of the `left` steps after the warm-up, of `steps` in all."""
+    """The schedule of the `left` steps after the warm-up, in a run of `steps`."""
     peak, end = c.learning_rate, c.min_learning_rate
     if c.schedule == "cosine":
         return optax.cosine_decay_schedule(peak, left, end / peak)
@@ -38,42 +39,6 @@ def _after_warmup(c: OptimizerConfig, left: int, steps: int) -> optax.Schedule:
         decay = min(left, max(1, round(c.decay_fraction * steps)))
         return optax.linear_schedule(peak, end, decay, transition_begin=left - decay)
     return optax.constant_schedule(peak)
-
-
-def is_decayed(params: Any) -> Any:
-    """The tree of `params` with True at matrices and tables, False at biases and scales."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: bool(_keys(path) & {*DECAYED}), params
-    )
-
-
-def is_block_matrix(params: Any) -> Any:
-    """The tree of `params` with True at the matrices of the blocks: what Muon is for."""
-
-    def by_name(path: tuple[Any, ...], leaf: Any) -> bool:
-        keys = _keys(path)
-        return "kernel" in keys and any(key == "h" or key.startswith("h_") for key in keys)
-
-    return jax.tree_util.tree_map_with_path(by_name, params)
-
-
-def _keys(path: tuple[Any, ...]) -> set[str]:
-    return {entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)}
-
-
-def matrix_axes(params: Any) -> Any:
-    """Which axes of each matrix of a block are its rows and its columns; heads belong to a width.
-
-    (C, H, D) of queries, keys and values is a matrix from C to H D, (H, D, C) one from H D to C. Of
-    stacked blocks the first axis is neither: every block has a matrix of its own.
-    """
-
-    def axes(path: tuple[Any, ...], leaf: Any) -> MuonDimensionNumbers:
-        every = tuple(range("h" in _keys(path), leaf.ndim))
-        split = len(every) - 1 if "c_proj" in _keys(path) else 1
-        return MuonDimensionNumbers(every[:split], every[split:])
-
-    return jax.tree_util.tree_map_with_path(axes, params)
 
 
 def make_optimizer(config: Config) -> optax.GradientTransformation:
@@ -91,9 +56,9 @@ def _adam(config: Config) -> optax.GradientTransformation:
 
 
 def _muon(config: Config) -> optax.GradientTransformation:
-    """Muon (Jordan, 2024) for the matrices of the blocks, AdamW for all else.
+    """Muon (Jordan, 2024) for the matrices of the blocks, AdamW for all other parameters.
 
-    Muon makes the mean gradient of a matrix orthogonal: all its directions move equally far.
+    Muon makes a matrix's averaged gradient orthogonal: it moves equally far in all directions.
     """
     c, schedule = config.optimizer, make_schedule(config)
     ratio = c.matrix_learning_rate / c.learning_rate
@@ -106,19 +71,49 @@ def _muon(config: Config) -> optax.GradientTransformation:
     return optax.partition({"matrix": matrices, "other": _adam(config)}, groups)
 
 
+def is_decayed(params: Any) -> Any:
+    """A tree like `params`: True for kernels and embeddings, False for biases and scales."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: bool(_names(path) & DECAYED), params)
+
+
 def groups(params: Any) -> Any:
-    """The tree of `params` with "matrix" at what is Muon's, and "other"."""
-    return jax.tree.map(lambda yes: "matrix" if yes else "other", is_block_matrix(params))
+    """A tree like `params`: "matrix" for the kernels of the blocks, which Muon updates; "other"."""
+
+    def group(path: tuple[Any, ...], _: Any) -> str:
+        in_block = any(name == "h" or name.startswith("h_") for name in _names(path))
+        return "matrix" if in_block and "kernel" in _names(path) else "other"
+
+    return jax.tree_util.tree_map_with_path(group, params)
+
+
+def matrix_axes(params: Any) -> Any:
+    """Which axes of each kernel of a block are its inputs, and which its outputs.
+
+    Heads and their width belong together: (C, H, D) maps C to H D, and (H, D, C) maps H D to C. The
+    first axis of scanned kernels is neither, because each layer has a matrix of its own.
+    """
+
+    def axes(path: tuple[Any, ...], leaf: Any) -> MuonDimensionNumbers:
+        every = tuple(range("h" in _names(path), leaf.ndim))
+        split = len(every) - 1 if "c_proj" in _names(path) else 1
+        return MuonDimensionNumbers(every[:split], every[split:])
+
+    return jax.tree_util.tree_map_with_path(axes, params)
 
 
 def scaled_by_shape(updates: Any, params: Any = None) -> Any:
-    """Updates of matrices with more outputs than inputs made larger, by the root of the ratio.
+    """Scales up the update of a matrix with more outputs than inputs, by the root of their ratio.
 
-    Jordan's factor: an orthogonal matrix of any shape then moves its outputs as far.
+    Jordan's factor: an orthogonal update of any shape then moves the outputs equally far.
     """
 
-    def scaled(update: jax.Array, axes: MuonDimensionNumbers) -> jax.Array:
+    def scaled(update: Array, axes: MuonDimensionNumbers) -> Array:
         inputs, outputs = (math.prod(update.shape[axis] for axis in group) for group in axes)
         return update * max(1.0, outputs / inputs) ** 0.5
 
     return jax.tree.map(scaled, updates, matrix_axes(updates))
+
+
+def _names(path: tuple[Any, ...]) -> set[str]:
+    """The names on a parameter's path, such as {"h_0", "attn", "q", "kernel"}."""
+    return {entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)}

@@ -1,6 +1,6 @@
-"""What a training run would take: sizes and operations, told before anything is allocated.
+"""What a training run would take: its sizes and operations, before anything is allocated.
 
-Sizes of the state are those of its shapes; the rest is what XLA says of the compiled step.
+The sizes of the state follow from its shapes. The rest is XLA's analysis of the compiled step.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from gpt_jax.devices import (
     make_mesh,
     start_devices,
 )
-from gpt_jax.model import MOST_QUERY_BLOCKS, QUERY_BLOCK
+from gpt_jax.model import query_blocks
 from gpt_jax.training.communication import communication
 from gpt_jax.training.run import model_vocabulary_size, resolve
 from gpt_jax.training.state import TrainState, abstract_state
@@ -28,22 +28,24 @@ from gpt_jax.training.step import jit_train_step
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Figures of a run.
+    """The figures of a run.
 
     Attributes:
-      config: resolved, but for the corpus.
-      mesh: devices along each axis; at_hand: whether they are here.
-      microbatches: how often a step runs over its model.
-      parameters: how many numbers; parameter_bytes, optimizer_bytes, average_bytes: of arrays that
-        live as long as the run, which its devices share as far as the mesh lets them.
-      state_bytes: of these and the rest of the state, on each device.
-      step_bytes: on each device, of what lives within a step, activations and gradients: where
-        devices are at hand, at most, by XLA; else at least, see `activation_bytes`.
-      tokens: that an update learns from.
-      flops: of an update, by the formula in `flops_per_token`.
-      counted_flops: of an update, by XLA: what it counts in the program of one device, where the
-        loop over microbatches counts once, times microbatches and devices. 0 = not known, where
-        none is at hand, or where blocks are scanned: another loop of which XLA counts one turn.
+      config: resolved, except for the corpus.
+      mesh: devices along each axis.
+      at_hand: whether this machine has these devices.
+      microbatches: how many times a step runs the model.
+      parameters: how many numbers the model has.
+      parameter_bytes, optimizer_bytes, average_bytes: of arrays that live as long as the run, over
+        all devices that share them.
+      state_bytes: the whole state on each device.
+      step_bytes: activations and gradients on each device during a step. With the devices at hand,
+        XLA's upper bound; else a lower bound, see `activation_bytes`.
+      tokens: per update.
+      flops: per update, by the formula in `flops_per_token`.
+      counted_flops: per update, by XLA: its count for the program of one device, times microbatches
+        and devices, because it counts a loop's body once. 0 = unknown: the devices are not at hand,
+        or the blocks are scanned, which is another loop.
       sent: bytes that each device sends in a step along each axis, see communication.py.
     """
 
@@ -64,21 +66,21 @@ class Plan:
 
     @property
     def devices(self) -> int:
-        """How many share a step."""
+        """The number of devices that share a step."""
         return math.prod(self.mesh.values())
 
 
 def plan(config: Config) -> Plan:
-    """Lays out the training step, and allocates nothing.
+    """Plans the training step. Allocates nothing.
 
-    Where the mesh is one of the devices at hand, the step is compiled. A mesh of others, with all
-    its sizes given, is planned from shapes alone, as of accelerators.
+    If this machine has the devices of the mesh, the step is compiled. Otherwise all sizes of the
+    mesh must be given; the step is planned from shapes alone, as for accelerators.
 
-    The corpus is read only where its characters or byte pairs make the vocabulary, and
-    `model.vocab_size` does not give it.
+    The corpus is read only if the vocabulary depends on it: with a tokenizer of characters or byte
+    pairs, and `model.vocab_size` not given.
 
     Raises:
-      UserError: for a layout or a corpus that cannot serve.
+      UserError: if the layout or the corpus cannot be used.
     """
     devices = start_devices(config.mesh, config.train.batch_size)
     sizes = config.mesh.data, config.mesh.fsdp, config.mesh.tensor
@@ -107,7 +109,7 @@ def _plan_at_hand(config: Config, mesh: Mesh) -> Plan:
 
 
 def _plan(config: Config, layout: BatchLayout, abstract: TrainState) -> Plan:
-    """From shapes alone."""
+    """The plan from shapes alone."""
     tokens = config.train.batch_size * config.model.block_size
     parameters = count_parameters(abstract.params)
     mesh = layout.sharding.mesh.shape
@@ -132,31 +134,35 @@ def _plan(config: Config, layout: BatchLayout, abstract: TrainState) -> Plan:
 
 
 def _compiled_step(config: Config, abstract: TrainState, layout: BatchLayout) -> Any:
-    """The step's program, as training compiles it, from shapes alone."""
+    """The step's program as training compiles it, made from shapes alone."""
     shape = (layout.microbatches, layout.rows, config.model.block_size + 1)
     batch_AMW = jax.ShapeDtypeStruct(shape, "int32", sharding=layout.sharding)
-    # Of a jitted function; its type says only that it can be called.
+    # Any: the declared type is a plain function, without `lower`.
     step: Any = jit_train_step(config, abstract, layout)
     return step.lower(abstract, batch_AMW).compile()
 
 
 def activation_bytes(config: GPTConfig, rows: int, tensor: int = 1) -> int:
-    """What the forward pass of some windows must keep for the backward one, on each device.
+    """Bytes that the forward pass of `rows` windows must keep for the backward pass, per device.
 
-    By counting (as Korthikanti et al., 2022, section 4, do for another arrangement), in numbers of
-    s bytes, the factors of products, and of four: of each token in each block, the stream before
-    both norms (8 C), the factors of width C (6 s C), the MLP's before and after its activation
-    ((4 + s) F), attention's weights (s H T, less what lies behind the diagonal); and the logits
-    with their gradient (8 V). cuDNN's attention keeps no weights. With `remat` there is that of one
-    block at a time, and the stream before the others. `tensor` devices share what has heads, the
-    MLP's width or the vocabulary. XLA takes more: on a CPU 1.2 to 1.8 times as much.
+    The count follows Korthikanti et al. (2022), section 4, who count another arrangement. Factors
+    of products have s bytes, other numbers 4. A block keeps, per token:
+
+        8 C         the stream before both norms
+        6 s C       the factors of width C
+        (4 + s) F   the MLP before and after its activation
+        s H T       attention's weights, less the part above the diagonal; none with cuDNN
+
+    The logits and their gradient add 8 V per token. With `remat`, one block at a time is kept, and
+    the stream before each of the others. `tensor` devices share what has heads, the MLP's width or
+    the vocabulary. XLA needs more: on a CPU 1.2 to 1.8 times as much.
     """
     c, size = config, 4 if config.matmul_dtype == "float32" else 2
-    visible = (1 + 1 / max(1, min(MOST_QUERY_BLOCKS, c.block_size // QUERY_BLOCK))) / 2
+    visible = (1 + 1 / query_blocks(c.block_size)) / 2
     inner = (4 + size) * (c.n_inner or 4 * c.n_embd)
     weights = size * c.n_head * c.block_size * visible if c.attention == "xla" else 0
-    shared = inner + 4 * size * c.n_embd + weights
-    block = (8 + 2 * size) * c.n_embd + shared / tensor
+    sharded = inner + 4 * size * c.n_embd + weights
+    block = (8 + 2 * size) * c.n_embd + sharded / tensor
     blocks = block + (c.n_layer - 1) * (4 * c.n_embd if c.remat else block)
     token = blocks + 8 * c.vocab_size / tensor
     return int(rows * c.block_size * token)
@@ -165,10 +171,10 @@ def activation_bytes(config: GPTConfig, rows: int, tensor: int = 1) -> int:
 def flops_per_token(config: GPTConfig, parameters: int) -> int:
     """Floating-point operations of a token's forward and backward pass: 6 N + 12 L C T.
 
-    Six for each of the N parameters that multiply (all but the tables that are only looked up), and
-    those of attention's scores and sums over a whole window of T, of L blocks of width C: as in
-    Kaplan et al. (2020), section 2.1, and PaLM (Chowdhery et al., 2022), appendix B. Causal
-    attention needs half of the second part.
+    The first term has six for each of the N parameters that multiply, so it leaves out tables that
+    are only looked up. The second is attention's scores and sums over a whole window of T, in L
+    blocks of width C; causal attention needs half of it. As in Kaplan et al. (2020), section 2.1,
+    and PaLM (Chowdhery et al., 2022), appendix B.
     """
     looked_up = 0 if config.tie_embeddings else config.vocab_size
     looked_up += config.block_size if config.position == "learned" else 0
@@ -177,7 +183,7 @@ def flops_per_token(config: GPTConfig, parameters: int) -> int:
 
 
 def count_parameters(params: Any) -> int:
-    """How many numbers a tree of arrays has."""
+    """How many numbers a tree of arrays holds."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 

@@ -1,4 +1,4 @@
-"""Everything a run needs, made once: text as tokens, devices, the resolved configuration."""
+"""Everything a run needs, made once: tokens, devices, the resolved configuration, the steps."""
 
 import dataclasses
 from collections.abc import Callable
@@ -39,9 +39,10 @@ class Run:
     """A run ready to train.
 
     Attributes:
-      config: resolved, nothing left to choose.
-      train_tokens, val_tokens: ids of the text's beginning and of its held-out end.
-      layout: of a batch over the devices.
+      config: resolved: no choice is left to the program.
+      train_tokens, val_tokens: ids of the training text (the beginning) and the validation text
+        (the end).
+      layout: how a batch lies on the devices.
       abstract: shapes, dtypes and shardings of the state.
       init_from: the GPT-2 folder the run began from; empty = random parameters.
       train_step, eval_step: jitted, see step.py.
@@ -65,32 +66,33 @@ class Run:
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens that an update learns from."""
+        """Tokens in the batch of one update."""
         return self.config.train.batch_size * self.config.model.block_size
 
+    def batch_offsets(self, step: int) -> np.ndarray:
+        """Where the windows of the batch after `step` updates begin, shape (B,)."""
+        c, n_tokens = self.config, len(self.train_tokens)
+        return batch_offsets(n_tokens, c.model.block_size, c.train.batch_size, c.train.seed, step)
+
     def batch(self, step: int) -> jax.Array:
-        """The batch of the update after `step` updates, on the devices: shape (A, M, W)."""
-        c = self.config
-        offsets_B = batch_offsets(
-            len(self.train_tokens), c.model.block_size, c.train.batch_size, c.train.seed, step
-        )
-        windows_NW = all_windows(self.train_tokens, c.model.block_size)
-        batch_AMW = self.layout.place(windows_NW, offsets_B)
+        """The batch after `step` updates, on the devices: shape (A, M, W)."""
+        windows_NW = all_windows(self.train_tokens, self.config.model.block_size)
+        batch_AMW = self.layout.place(windows_NW, self.batch_offsets(step))
         release(self.train_tokens)
         return batch_AMW
 
     def evaluate(self, params: Any, poll: Callable[[], None] = lambda: None) -> float:
-        """Loss over all disjoint windows of the held-out text, in nats per token.
+        """Mean loss over all disjoint windows of the validation text, in nats per token.
 
-        `poll` is called again and again, and may raise.
+        `poll` is called before every batch and may raise.
         """
         return self._mean_loss(evaluation_windows, params, poll)
 
     def tutorial_estimate(self, params: Any) -> float | None:
-        """The tutorial's own estimate of it, from the first windows only, in nats per character.
+        """The tutorial's estimate of the validation loss, in nats per character.
 
-        None for other tokens: there is nothing to compare it with, and of a GPT-2 its 1600 windows
-        take an hour of a CPU.
+        It uses 1600 windows at the beginning of the validation text. None if tokens are not
+        characters: there is nothing to compare it with, and a GPT-2 on a CPU takes an hour for it.
         """
         if not isinstance(self.tokenizer, CharTokenizer):
             return None
@@ -106,12 +108,12 @@ class Run:
         return mean_loss(self.eval_step, params, windows_NW, self.layout, poll)
 
     def bits_per_byte(self, loss: float) -> float:
-        """A held-out loss in nats per token as bits per byte of the held-out text in UTF-8."""
+        """Converts a validation loss in nats per token to bits per byte of the text in UTF-8."""
         n_bytes = self.tokenizer.count_bytes(self.val_tokens)
         return float(loss / np.log(2) * len(self.val_tokens) / n_bytes)
 
     def source_loss(self) -> float | None:
-        """What the play's own grammar pays for its held-out text, in nats per character.
+        """The loss of the play's own grammar on the validation text, in nats per character.
 
         None for another corpus.
         """
@@ -127,7 +129,7 @@ def prepare(
     devices: list[jax.Device],
     init_from: str = "",
 ) -> Run:
-    """Lays out the devices, reads the text, makes all choices and, for a new run, records them.
+    """Arranges the devices, reads the text, makes all choices and, for a new run, records them.
 
     Args:
       workdir: the run's folder, absolute.
@@ -136,7 +138,7 @@ def prepare(
       init_from: the GPT-2 folder that a new run begins from; empty = random parameters.
 
     Raises:
-      UserError: for a corpus, layout or folder that cannot be used.
+      UserError: if a corpus, layout or folder cannot be used, or processes differ.
     """
     mesh = make_mesh(config.mesh, devices)
     layout = make_batch_layout(config, mesh)
@@ -148,7 +150,7 @@ def prepare(
     if record is None:
         requested, platform = corpus.absolute_source(config.data.corpus), devices[0].platform
         new = Record(resolved, requested, tokens.sha256, platform, len(devices), (), init_from)
-        _write_record(workdir, new, tokens.tokenizer)
+        processes.on_first(write_record)(workdir, new, tokens.tokenizer)
     abstract = abstract_state(resolved, mesh)
     return Run(
         config=resolved,
@@ -164,12 +166,9 @@ def prepare(
     )
 
 
-_write_record = processes.on_first(write_record)
-
-
 @processes.on_all
 def _load_tokens(config: Config, workdir: Path, record: Record | None) -> Tokens:
-    """The corpus as ids; for a run that resumes, the one it began with."""
+    """The corpus as ids; a run that resumes must find the corpus it began with."""
     if record is None:
         return new_tokens(config.data)
     return same_tokens(config, record, workdir)
@@ -184,16 +183,17 @@ def resolve(config: Config, source: str, vocab_size: int, layout: BatchLayout) -
     """The configuration with every choice made.
 
     Args:
-      source: where the corpus was found; vocab_size: of the tokenizer.
+      source: where the corpus was found.
+      vocab_size: the number of tokens in the tokenizer.
 
     Raises:
-      UserError: for a vocabulary of the model that is smaller, or an attention that the devices
-        cannot compute.
+      UserError: if the model's vocabulary is smaller than the tokenizer's, or the devices cannot
+        compute the attention.
     """
     if 0 < config.model.vocab_size < vocab_size:
         raise UserError(
             f"model.vocab_size = {config.model.vocab_size}, but the tokenizer has {vocab_size} "
-            "tokens: leave it at 0, or give a larger number for tables padded to it"
+            "tokens: leave it at 0, or give a larger number to pad the tables"
         )
     mesh, dtype = layout.sharding.mesh, config.model.matmul_dtype
     device = mesh.devices.flat[0]

@@ -1,4 +1,4 @@
-"""The state of training: what a step changes, and its first value."""
+"""The training state: everything a step changes, and its initial value."""
 
 from typing import Any
 
@@ -7,43 +7,43 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 from flax import struct
+from jax import Array
 from jax.sharding import AbstractMesh, Mesh
 
-from gpt_jax.config import Config, GPTConfig
+from gpt_jax.config import Config
 from gpt_jax.devices import tree_shardings
 from gpt_jax.model import GPT, plain, stack
 from gpt_jax.training.optimizer import make_optimizer
 
 
 class TrainState(struct.PyTreeNode):
-    """Everything that training changes, and nothing else: arrays only.
+    """Everything that training changes, and nothing else. All leaves are arrays.
 
-    `step` counts finished updates, skipped ones included. `key` never changes: the random numbers
-    of a step come from fold_in(key, step). `average` is a tree like `params`, or empty.
+    `step` counts finished updates, including skipped ones. `key` never changes: a step's random
+    numbers come from fold_in(key, step). `average` is a tree like `params`, or empty.
     """
 
-    step: jax.Array
+    step: Array
     params: Any
     opt_state: optax.OptState
-    key: jax.Array
-    skipped: jax.Array
-    skipped_in_a_row: jax.Array
+    key: Array
+    skipped: Array
+    skipped_in_a_row: Array
     average: Any = ()
 
     @property
     def evaluated(self) -> Any:
-        """The parameters to evaluate and to sample from: their average, if there is one."""
+        """The parameters to evaluate and to sample from: their average if there is one."""
         return self.average or self.params
 
 
 def init_state(config: Config, abstract: TrainState) -> TrainState:
-    """The state before the first update, made directly in its shards: the same on every mesh."""
-    make = jax.jit(lambda: nn.unbox(_init(config)), out_shardings=state_shardings(abstract))
-    return make()
+    """The state before the first update, created in its shards; the same bits on every mesh."""
+    return jax.jit(lambda: nn.unbox(_init(config)), out_shardings=state_shardings(abstract))()
 
 
 def init_state_from(config: Config, abstract: TrainState, params: Any) -> TrainState:
-    """The state before the first update of given parameters, such as GPT-2's.
+    """The state before the first update, with given parameters such as GPT-2's.
 
     Args:
       params: a tree like `abstract.params`, in the same shards.
@@ -59,7 +59,7 @@ def init_state_from(config: Config, abstract: TrainState, params: Any) -> TrainS
 
 
 def abstract_state(config: Config, mesh: Mesh | AbstractMesh) -> TrainState:
-    """Shape, dtype and sharding of every array of the state; allocates nothing."""
+    """Shape, dtype and sharding of every array of the state. Allocates nothing."""
     boxed = jax.eval_shape(lambda: _init(config))
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -74,26 +74,21 @@ def state_shardings(abstract: TrainState) -> TrainState:
 
 
 def _init(config: Config) -> TrainState:
-    """The first state; parameters are boxed with the logical names of their axes."""
+    """The initial state, with parameters in Flax's boxes, which name their axes."""
     params_key, key = _keys(config)
-    return _state(config, _init_params(config.model, params_key), key)
+    tokens_BT = jnp.zeros((1, config.model.block_size), jnp.int32)
+    # Scanned blocks get the numbers of unrolled ones; `nn.scan` would draw others.
+    params = GPT(plain(config.model)).init(params_key, tokens_BT)["params"]
+    return _state(config, stack(params) if config.model.scan_layers else params, key)
 
 
-def _keys(config: Config) -> jax.Array:
+def _keys(config: Config) -> Array:
     """The key of the parameters and the key of the steps, shape (2,)."""
     return jax.random.split(jax.random.key(config.train.seed))
 
 
-def _state(config: Config, params: Any, key: jax.Array) -> TrainState:
+def _state(config: Config, params: Any, key: Array) -> TrainState:
     zero = jnp.zeros((), jnp.int32)
     opt_state = make_optimizer(config).init(params)
     average = params if config.optimizer.average_decay else ()
     return TrainState(zero, params, opt_state, key, zero, zero, average)
-
-
-def _init_params(config: GPTConfig, key: jax.Array) -> Any:
-    """Boxed parameters. Stacked blocks get the numbers of unrolled ones: `nn.scan` would draw
-    others."""
-    tokens_BT = jnp.zeros((1, config.block_size), jnp.int32)
-    params = GPT(plain(config)).init(key, tokens_BT)["params"]
-    return stack(params) if config.scan_layers else params

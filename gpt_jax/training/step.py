@@ -1,9 +1,9 @@
-"""One update of the parameters, and the loss of held-out windows: pure functions, jitted.
+"""One update of the parameters, and the loss of validation windows: pure functions, jitted.
 
     loss, gradients = mean over microbatches;  updates = optax(gradients);  params += updates
 
-Shapes: A microbatches in a row, M windows of each, B = A M windows of a batch, W = T + 1 tokens
-of a window (see data.py), V vocabulary. Losses are in nats per token.
+Shapes: A microbatches one after another, M windows in each, B = A M windows of a batch, W = T + 1
+tokens of a window (see text/windows.py), V vocabulary. Losses are in nats per token.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import lax
+from jax import Array, lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gpt_jax.config import Config
@@ -22,48 +22,47 @@ from gpt_jax.model import GPT
 from gpt_jax.training.optimizer import make_optimizer, make_schedule
 from gpt_jax.training.state import TrainState, state_shardings
 
-Metrics = dict[str, jax.Array]
+Metrics = dict[str, Array]
+TrainStep = Callable[[TrainState, Array], tuple[TrainState, Metrics]]
+EvalStep = Callable[[Any, Array], Array]
 
 
-def token_losses(
-    model: GPT, params: Any, windows_BW: jax.Array, keys_B: jax.Array | None = None
-) -> jax.Array:
-    """Cross-entropy of every target in nats, shape (B, T); keys turn dropout on."""
+def token_losses(model: GPT, params: Any, windows_BW: Array, keys_B: Array | None = None) -> Array:
+    """Cross-entropy of every target in nats, shape (B, T). Keys turn dropout on."""
     logits_BTV = model.apply({"params": params}, windows_BW[:, :-1], keys_B)
     return optax.softmax_cross_entropy_with_integer_labels(logits_BTV, windows_BW[:, 1:])
 
 
-def window_losses(
-    model: GPT, params: Any, windows_BW: jax.Array, keys_B: jax.Array | None = None
-) -> jax.Array:
-    """Mean cross-entropy of each window in nats per token, shape (B,); keys turn dropout on."""
+def window_losses(model: GPT, params: Any, windows_BW: Array, keys_B: Array | None = None) -> Array:
+    """Mean cross-entropy of each window in nats per token, shape (B,). Keys turn dropout on."""
     return token_losses(model, params, windows_BW, keys_B).mean(-1)
 
 
-def row_keys(key: jax.Array, step: jax.Array, a: int, m: int) -> jax.Array:
-    """A dropout key for each row of the global batch at a step, laid out as (a, m)."""
+def row_keys(key: Array, step: Array, a: int, m: int) -> Array:
+    """A dropout key for each row of the global batch at a step, shape (a, m)."""
     rows_AM = jnp.arange(a * m).reshape(a, m)
     fold_in = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (None, 0))
     return fold_in(jax.random.fold_in(key, step), rows_AM)
 
 
 def mean_loss_and_grads(
-    model: GPT, params: Any, batch_AMW: jax.Array, keys_AM: jax.Array
-) -> tuple[jax.Array, Any]:
-    """Mean loss of a batch and its gradient, one microbatch after another.
+    model: GPT, params: Any, batch_AMW: Array, keys_AM: Array
+) -> tuple[Array, Any]:
+    """Mean loss of a batch and its gradient: gradient accumulation over microbatches.
 
-    Sums are float32 and divided once. On a CPU this is cache blocking, on a GPU it saves memory.
+    Sums are float32 and divided once. On a CPU this is cache blocking; on a GPU it saves memory.
 
     Args:
-      batch_AMW: ids, int32; keys_AM: a typed key per window, see `row_keys`.
+      batch_AMW: ids, int32.
+      keys_AM: a typed key per window, see `row_keys`.
 
     Returns: the loss, a scalar in nats per token, and a tree like `params`.
     """
 
-    def loss_fn(params: Any, windows_MW: jax.Array, keys_M: jax.Array) -> jax.Array:
+    def loss_fn(params: Any, windows_MW: Array, keys_M: Array) -> Array:
         return window_losses(model, params, windows_MW, keys_M).mean()
 
-    def add_microbatch(total: Any, microbatch: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
+    def add_microbatch(total: Any, microbatch: tuple[Array, Array]) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, total, jax.value_and_grad(loss_fn)(params, *microbatch)), None
 
     zeros = jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)
@@ -72,35 +71,35 @@ def mean_loss_and_grads(
     return loss, grads
 
 
-def shared_loss_and_grads(
-    model: GPT, mesh: Mesh, params: Any, batch_AMW: jax.Array, keys_AM: jax.Array
-) -> tuple[jax.Array, Any]:
-    """`mean_loss_and_grads` of the whole batch, whose rows the devices of `mesh` share.
+def mean_loss_and_grads_over(
+    mesh: Mesh, model: GPT, params: Any, batch_AMW: Array, keys_AM: Array
+) -> tuple[Array, Any]:
+    """`mean_loss_and_grads` of the whole batch, with its rows spread over the devices of `mesh`.
 
-    Left to the compiler, gradients are summed over the devices after every microbatch. Where each
-    device has all parameters, they are summed once, at the end: 150 ms instead of 195 for the step
-    of configs/tiny.py on 2 cores. (On other meshes, too, would be better, but XLA aborts on a
-    look-up in a sharded table where an axis is left to it and another is not: jax 0.10.2.)
+    The compiler would sum gradients over the devices after every microbatch. Where each device has
+    all parameters, they are summed once, at the end: configs/tiny.py on 2 cores takes 150 ms a step
+    instead of 195. Other meshes would gain too, but XLA aborts on a look-up in a sharded table if
+    one axis is automatic and another is not (jax 0.10.2).
     """
     if mesh.shape["data"] < mesh.size:
         with activations_over(mesh, model.config):
             return mean_loss_and_grads(model, params, batch_AMW, keys_AM)
 
-    def local(params: Any, batch_AMW: jax.Array, keys_AM: jax.Array) -> tuple[jax.Array, Any]:
+    def local(params: Any, batch_AMW: Array, keys_AM: Array) -> tuple[Array, Any]:
         return lax.pmean(mean_loss_and_grads(model, params, batch_AMW, keys_AM), "data")
 
     whole, rows = PartitionSpec(), PartitionSpec(None, "data")
-    shared = jax.shard_map(
+    over_devices = jax.shard_map(
         local, mesh=mesh, in_specs=(whole, rows, rows), out_specs=whole, check_vma=False
     )
-    return shared(params, batch_AMW, keys_AM)
+    return over_devices(params, batch_AMW, keys_AM)
 
 
 def averaged(decay: float, state: TrainState, params: Any) -> Any:
-    """The average with new parameters in it.
+    """The exponential moving average, updated with new parameters.
 
-    A young average forgets faster, (1 + n) / (10 + n) after n updates (TensorFlow's rule for
-    ExponentialMovingAverage): it would keep the parameters of the beginning.
+    After n updates the decay is at most (1 + n) / (10 + n), as in TensorFlow's
+    ExponentialMovingAverage: a young average would otherwise keep the initial parameters.
     """
     updates = (state.step - state.skipped).astype(jnp.float32)
     kept = jnp.minimum(decay, (1 + updates) / (10 + updates))
@@ -108,9 +107,9 @@ def averaged(decay: float, state: TrainState, params: Any) -> Any:
 
 
 def apply_if_finite(
-    ok: jax.Array, state: TrainState, params: Any, opt_state: optax.OptState, average: Any
+    ok: Array, state: TrainState, params: Any, opt_state: optax.OptState, average: Any
 ) -> TrainState:
-    """The next state: with the new arrays if `ok`, else with the old ones and the step counted."""
+    """The next state: with the new arrays if `ok`, else with the old ones and the step skipped."""
 
     def choose(new: Any, old: Any) -> Any:
         return jax.tree.map(lambda n, o: jnp.where(ok, n, o), new, old)
@@ -125,24 +124,22 @@ def apply_if_finite(
     )
 
 
-def make_train_step(
-    config: Config, mesh: Mesh
-) -> Callable[[TrainState, jax.Array], tuple[TrainState, Metrics]]:
+def make_train_step(config: Config, mesh: Mesh) -> TrainStep:
     """The pure function `train_step(state, batch_AMW) -> (state, metrics)`.
 
     Metrics are scalars: `loss` in nats per token, `grad_norm` before clipping, `lr` of this update.
     """
     model, optimizer, schedule = GPT(config.model), make_optimizer(config), make_schedule(config)
 
-    def train_step(state: TrainState, batch_AMW: jax.Array) -> tuple[TrainState, Metrics]:
+    def train_step(state: TrainState, batch_AMW: Array) -> tuple[TrainState, Metrics]:
         keys_AM = row_keys(state.key, state.step, *batch_AMW.shape[:2])
-        loss, grads = shared_loss_and_grads(model, mesh, state.params, batch_AMW, keys_AM)
+        loss, grads = mean_loss_and_grads_over(mesh, model, state.params, batch_AMW, keys_AM)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {
             "loss": loss,
             "grad_norm": optax.tree.norm(grads),
-            # The optimizer counts its own updates, and a skipped step is none.
+            # The optimizer counts only its own updates; a skipped step is not one.
             "lr": jnp.asarray(schedule(state.step - state.skipped)),
         }
         ok = jnp.isfinite(loss) & jnp.isfinite(metrics["grad_norm"])
@@ -153,24 +150,8 @@ def make_train_step(
     return train_step
 
 
-def make_eval_step(config: Config, mesh: Mesh) -> Callable[[Any, jax.Array], jax.Array]:
-    """The pure function `eval_step(params, batch_AMW) -> losses_AM`, without dropout.
-
-    A loss is the mean of a window in nats per token.
-    """
-    model = GPT(config.model)
-
-    def eval_step(params: Any, batch_AMW: jax.Array) -> jax.Array:
-        with activations_over(mesh, config.model):
-            return lax.map(lambda windows_MW: window_losses(model, params, windows_MW), batch_AMW)
-
-    return eval_step
-
-
-def jit_train_step(
-    config: Config, abstract: TrainState, layout: BatchLayout
-) -> Callable[[TrainState, jax.Array], tuple[TrainState, Metrics]]:
-    """`make_train_step`, jitted: the state in its shards and donated, the batch in its layout."""
+def jit_train_step(config: Config, abstract: TrainState, layout: BatchLayout) -> TrainStep:
+    """`make_train_step`, jitted: the state sharded and donated, the batch in its layout."""
     shardings, mesh = state_shardings(abstract), cast(Mesh, layout.sharding.mesh)
     return jax.jit(
         make_train_step(config, mesh),
@@ -180,20 +161,27 @@ def jit_train_step(
     )
 
 
-def jit_eval_step(
-    config: Config, abstract: TrainState, layout: BatchLayout
-) -> Callable[[Any, jax.Array], jax.Array]:
-    """`make_eval_step`, jitted: parameters sharded as in training, losses on all devices."""
-    mesh = cast(Mesh, layout.sharding.mesh)
+def jit_eval_step(config: Config, abstract: TrainState, layout: BatchLayout) -> EvalStep:
+    """The function `eval_step(params, batch_AMW) -> losses_AM`, without dropout, jitted.
+
+    Each loss is the mean of a window in nats per token. Parameters are sharded as in training;
+    every device gets all losses.
+    """
+    model, mesh = GPT(config.model), cast(Mesh, layout.sharding.mesh)
+
+    def eval_step(params: Any, batch_AMW: Array) -> Array:
+        with activations_over(mesh, config.model):
+            return lax.map(lambda windows_MW: window_losses(model, params, windows_MW), batch_AMW)
+
     return jax.jit(
-        make_eval_step(config, mesh),
+        eval_step,
         in_shardings=(state_shardings(abstract).evaluated, layout.sharding),
         out_shardings=NamedSharding(mesh, PartitionSpec()),
     )
 
 
 def mean_loss(
-    eval_step: Callable[[Any, jax.Array], jax.Array],
+    eval_step: EvalStep,
     params: Any,
     windows_NW: np.ndarray,
     layout: BatchLayout,
@@ -201,9 +189,12 @@ def mean_loss(
 ) -> float:
     """Mean loss over all N windows in nats per token, summed in float64.
 
-    Windows go through `eval_step` (of `jit_eval_step`) a batch at a time; the last batch is filled
-    up with windows that do not count. Waits for each batch, as a CPU must (see training.py); `poll`
-    is called before each and may raise.
+    Evaluates one batch of windows at a time. The last batch is filled up with windows that are not
+    counted. Waits for each batch, as CPU devices require (see training/loop.py).
+
+    Args:
+      eval_step: from `jit_eval_step`.
+      poll: called before each batch; may raise.
     """
     batch_size = layout.microbatches * layout.rows
     losses = []

@@ -1,8 +1,20 @@
-"""Why a run ends, and how it is asked to: SIGTERM and Ctrl-C.
+"""Why a run ends, and what happens on SIGTERM and Ctrl-C.
 
-On the first signal the run finishes and saves the current step, then ends. A second signal ends the
-process at once; the last checkpoint stays as it is. If several processes train a run, any of them
-may get the signal, and all end after the same step.
+scripts/train.py handles the signals with `stopping_on_signals`, and passes the `Stopper` to
+`loop.train`:
+
+1. The first signal only sets `Stopper.signum`. The current step continues.
+2. After each step the loop asks `Stopper.poll`. If there is a signal, it saves a checkpoint, waits
+   until that is on disk and raises `Stopped`. (On an accelerator several processes ask only after
+   steps that log or save.)
+3. Evaluations and the last sample ask while they work, with `Stopper.check`, and are abandoned. The
+   resumed run does them first.
+4. `loop.train` catches `Stopped` and returns its `Stop`. The script prints that the same command
+   resumes the run, and exits with `Stop.status`: 143 for SIGTERM, 130 for Ctrl-C.
+5. A second signal ends the process at once. The newest checkpoint stays intact.
+
+With several processes, any of them may get the signal. They agree on the signal in `poll`
+(`processes.greatest`), so all of them stop after the same step.
 """
 
 import dataclasses
@@ -22,7 +34,7 @@ class Stop:
     Attributes:
       reason: for people, such as "SIGTERM".
       status: the exit status of the process: 0, or 128 plus the number of the signal.
-      is_resumable: whether steps are left, so that the same command continues.
+      is_resumable: whether steps are left, so that the same command resumes the run.
     """
 
     reason: str
@@ -37,7 +49,7 @@ ALREADY_FINISHED = Stop("already finished", is_resumable=False)
 class Stopped(BaseException):
     """Raised to leave work that the resumed run does again.
 
-    It is no Exception, so that no handler of errors catches it.
+    It is not an Exception, so no error handler catches it.
     """
 
     def __init__(self, stop: Stop) -> None:
@@ -49,11 +61,11 @@ class Stopper:
     """Knows whether the run was asked to stop.
 
     Attributes:
-      signum: the signal this process got; 0 if none.
+      signum: the first signal this process got; 0 if none.
     """
 
     def __init__(self, agree: Callable[[int], int] = int) -> None:
-        """`agree`: from this process's signal to the one that all processes act on (0 = none)."""
+        """`agree`: maps this process's signal to the one that all processes act on (0 = none)."""
         self.signum, self._agree = 0, agree
 
     def poll(self) -> Stop | None:
@@ -62,7 +74,7 @@ class Stopper:
         return Stop(signal.Signals(signum).name, 128 + signum) if signum else None
 
     def check(self) -> None:
-        """Leaves the current work if the run was asked to stop. All processes must call it.
+        """Leaves the current work if the run was asked to stop; all processes must call it.
 
         Raises:
           Stopped: with the reason.
@@ -71,7 +83,7 @@ class Stopper:
             raise Stopped(stop)
 
     def receive(self, signum: int, frame: FrameType | None = None) -> None:
-        """Handles a signal: notes the first one, ends the process at the second."""
+        """Handles a signal: remembers the first one, ends the process at the second."""
         if self.signum:
             os._exit(128 + signum)
         self.signum = signum

@@ -1,4 +1,4 @@
-"""A run's log as TensorBoard's event files, for those who ask for it: the extra `tensorboard`."""
+"""A run's log as TensorBoard event files. Optional; needs the extra `tensorboard`."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,27 +11,28 @@ Listener = Callable[[Mapping[str, Any]], None]
 
 
 def check_installed() -> None:
-    """Raises UserError, with the command that installs it, where tensorboardX is missing."""
+    """Raises UserError, with the command that installs it, if tensorboardX is missing."""
     try:
         import tensorboardX  # noqa: F401
     except ImportError:
         raise UserError(
-            "TensorBoard's files need the package tensorboardX, which is not installed: "
+            "--tensorboard needs the package tensorboardX, which is not installed: install it with "
             'pip install -e ".[tensorboard]", or leave out --tensorboard'
         ) from None
 
 
 @contextmanager
 def event_files(workdir: Path, step: int) -> Iterator[Listener]:
-    """Gives a function that writes each entry of the log into `workdir`/tensorboard.
+    """Yields a function that writes an entry of the log into `workdir`/tensorboard.
 
     Args:
-      step: the run goes on after it; TensorBoard forgets what an interrupted run wrote later.
+      step: the step from which the run starts or resumes. TensorBoard drops what the run wrote for
+        later steps before it was interrupted.
     """
     from tensorboardX import SummaryWriter
 
     folder = str(workdir / "tensorboard")
-    # Another thread writes, every so many seconds; closing waits for it.
+    # A thread writes every 10 seconds; closing waits for it.
     with SummaryWriter(folder, purge_step=step + 1, flush_secs=10) as writer:
 
         def write(entry: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What command lines say of several processes, before anything heavy is loaded."""
+"""The flags for several processes are checked before anything heavy is loaded."""
 
 import re
 
@@ -17,18 +17,18 @@ THREE = ["--coordinator=localhost:8476", "--num_processes=2", "--process_id=1"]
         (["--process_id=0"], "--process_id is for several processes: give --distributed"),
         (["--distributed", *THREE[:2]], "belong together: give all three, or none"),
         (["--distributed", *THREE[1:]], "belong together: give all three, or none"),
-        (["--distributed", *THREE, "--process_id=2"], "--process_id=2 is none of 2 .* 0 to 1"),
-        (["--distributed", *THREE, "--process_id=-1"], "--process_id=-1 is none of 2"),
-        (["--distributed", *THREE, "--num_processes=0"], "--num_processes=0 is no number"),
-        (["--distributed", *THREE, "--coordinator=localhost"], "=localhost is no HOST:PORT"),
-        (["--distributed", *THREE, "--coordinator=:80"], "=:80 is no HOST:PORT"),
-        (["--distributed", *THREE, "--coordinator=a:99999"], "=a:99999 is no HOST:PORT"),
+        (["--distributed", *THREE, "--process_id=2"], "=2 is out of range: 2 .* 0 to 1"),
+        (["--distributed", *THREE, "--process_id=-1"], "--process_id=-1 is out of range"),
+        (["--distributed", *THREE, "--num_processes=0"], "--num_processes=0 is too few"),
+        (["--distributed", *THREE, "--coordinator=localhost"], "=localhost is not HOST:PORT"),
+        (["--distributed", *THREE, "--coordinator=:80"], "=:80 is not HOST:PORT"),
+        (["--distributed", *THREE, "--coordinator=a:99999"], "=a:99999 is not HOST:PORT"),
         (["--distributed", "--coordinator_bind=0.0.0.0"], "needs --coordinator"),
-        (["--distributed", *THREE, "--join_timeout=0"], "--join_timeout=0 is no time"),
+        (["--distributed", *THREE, "--join_timeout=0"], "--join_timeout=0 is too short"),
         (["--distributed", "--num_processes=two"], "num_processes"),
     ],
 )
-def test_flags_that_cannot_be_are_one_sentence(flags, words, tmp_path, monkeypatch, capsys):
+def test_bad_flags_give_one_sentence(flags, words, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(train, "train", None)
     monkeypatch.setattr(train, "meet", None)
     assert train.main(["train.py", *flags, f"--workdir={tmp_path / 'run'}"]) == 2
@@ -47,6 +47,6 @@ def test_flags_that_cannot_be_are_one_sentence(flags, words, tmp_path, monkeypat
         ("node7:80", "0.0.0.0", "0.0.0.0:80"),
     ],
 )
-def test_the_coordinator_listens_where_it_was_asked_to_and_nowhere_else(coordinator, bind, address):
+def test_process_0_listens_only_at_the_requested_address(coordinator, bind, address):
     cluster = Cluster(coordinator, 2, 0, bind)
     assert cluster.bind_address == address

@@ -1,4 +1,4 @@
-"""JAX keeps what it compiled in the user's own folder, and nowhere else."""
+"""The compilation cache is in the user's own folder; memory is returned after compiling."""
 
 import types
 
@@ -11,7 +11,7 @@ from gpt_jax.files import cache_folder
 
 @pytest.fixture
 def settings(monkeypatch):
-    """What is set, beginning with no cache, as in a process of its own."""
+    """The settings that are made, starting without a cache, as in a new process."""
     found = {}
     monkeypatch.setattr(jax.config, "update", found.__setitem__)
     monkeypatch.setattr(type(jax.config), "jax_compilation_cache_dir", None)
@@ -19,7 +19,7 @@ def settings(monkeypatch):
     return found
 
 
-def test_everything_that_is_compiled_is_kept_in_the_users_folder(settings):
+def test_every_compiled_program_is_cached_in_the_users_folder(settings):
     compiler.use_compilation_cache()
     folder = cache_folder() / "compiled"
     assert settings == {
@@ -29,7 +29,7 @@ def test_everything_that_is_compiled_is_kept_in_the_users_folder(settings):
     assert folder.stat().st_mode & 0o777 == 0o700
 
 
-def test_a_folder_that_others_may_write_is_not_used(settings):
+def test_a_cache_folder_that_others_can_write_is_not_used(settings):
     folder = cache_folder() / "compiled"
     folder.mkdir(parents=True)
     folder.chmod(0o777)
@@ -37,7 +37,7 @@ def test_a_folder_that_others_may_write_is_not_used(settings):
     assert settings == {}
 
 
-def test_what_the_user_has_set_wins(settings, monkeypatch):
+def test_the_users_cache_settings_win(settings, monkeypatch):
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "3")
     compiler.use_compilation_cache()
     assert list(settings) == ["jax_compilation_cache_dir"]
@@ -51,28 +51,28 @@ def test_what_the_user_has_set_wins(settings, monkeypatch):
     assert settings == {}
 
 
-def test_where_no_folder_can_be_made_there_is_no_cache(settings):
+def test_there_is_no_cache_if_its_folder_cannot_be_made(settings):
     cache_folder().write_text("a file")
     compiler.use_compilation_cache()
     assert settings == {}
 
 
-def test_memory_is_given_back_after_a_long_compilation_and_at_no_other_time(monkeypatch):
-    given_back, listeners = [], []
+def test_memory_is_returned_only_after_a_long_compilation(monkeypatch):
+    trimmed, listeners = [], []
     monkeypatch.setattr(compiler.sys, "platform", "linux")
-    libc = types.SimpleNamespace(malloc_trim=given_back.append)
+    libc = types.SimpleNamespace(malloc_trim=trimmed.append)
     monkeypatch.setattr(compiler.ctypes, "CDLL", lambda name: libc)
     monkeypatch.setattr(jax.monitoring, "register_event_duration_secs_listener", listeners.append)
     compiler.give_memory_back()
     [listener] = listeners
     listener(compiler.COMPILED, 0.1)
     listener("/jax/core/compile/jaxpr_trace_duration", 3.0)
-    assert given_back == []
+    assert trimmed == []
     listener(compiler.COMPILED, 3.0, fun_name="train_step")
-    assert given_back == [0]
+    assert trimmed == [0]
 
 
-def test_the_end_of_a_compilation_is_still_told_under_the_name_we_listen_for():
+def test_jax_still_reports_compilations_under_the_name_we_use():
     events = []
 
     def listener(event, duration_secs, **_):

@@ -1,4 +1,4 @@
-"""The mesh, the rules, and how a batch is laid over devices."""
+"""Devices: how many, what they support, the mesh, the rules, the layout of a batch."""
 
 import jax
 import numpy as np
@@ -17,24 +17,24 @@ def mesh_of(config, **sizes):
     return make_mesh(config.mesh, device_count.start_devices(config.mesh, 8))
 
 
-def test_the_rest_of_the_devices_share_the_data(small):
+def test_the_data_axis_takes_the_remaining_devices(small):
     assert dict(mesh_of(small).shape) == {"data": 8, "fsdp": 1, "tensor": 1}
     assert dict(mesh_of(small, fsdp=2, tensor=2).shape) == {"data": 2, "fsdp": 2, "tensor": 2}
     assert dict(mesh_of(small, cpu_devices=1).shape) == {"data": 1, "fsdp": 1, "tensor": 1}
 
 
-def test_the_axes_are_automatic(small):
-    """jax.make_mesh's default may move again; a linen model needs Auto."""
+def test_mesh_axes_are_automatic(small):
+    """A linen model needs Auto, whatever the default of jax.make_mesh is."""
     assert set(mesh_of(small).axis_types) == {jax.sharding.AxisType.Auto}
 
 
 @pytest.mark.parametrize("sizes", [{"data": 3}, {"fsdp": 3}, {"tensor": 16}, {"data": 16}])
-def test_a_mesh_that_does_not_fit_the_devices_is_refused(small, sizes):
-    with pytest.raises(UserError, match="multiply to the 8 devices"):
+def test_a_mesh_that_does_not_fit_the_devices_is_rejected(small, sizes):
+    with pytest.raises(UserError, match="multiply to the 8 available devices"):
         mesh_of(small, **sizes)
 
 
-def test_more_devices_than_jax_runs_with_are_refused(small):
+def test_more_devices_than_jax_runs_with_are_rejected(small):
     with pytest.raises(UserError, match=r"mesh\.cpu_devices = 9, but JAX already runs with 8"):
         mesh_of(small, cpu_devices=9)
 
@@ -79,12 +79,14 @@ def test_golden_shardings_of_parameters_and_moments(small):
     assert specs.step == specs.key == adam.count == P()
 
 
-def test_an_axis_that_does_not_divide_is_left_whole_and_said(small, capsys):
+def test_an_axis_that_the_mesh_does_not_divide_is_not_sharded(small, capsys):
     abstract = abstract_state(small, mesh_of(small, data=1, fsdp=1, tensor=8))
     assert abstract.params["wte"]["embedding"].sharding.spec == P(None, None)
     assert abstract.params["h_0"]["mlp"]["c_fc"]["kernel"].sharding.spec == P(None, ("tensor",))
     notes = capsys.readouterr().err.splitlines()
-    assert "note: vocab = 11 is left whole, mesh axis tensor = 8 does not divide it" in notes
+    assert (
+        "note: vocab = 11 is not sharded, because mesh axis tensor = 8 does not divide it" in notes
+    )
     assert len(notes) == len(set(notes))
 
 
@@ -105,7 +107,7 @@ def test_layout_of_a_batch(small, devices, microbatch, expected):
     }
 
 
-def test_a_microbatch_on_a_cpu_is_about_256_tokens_and_never_a_single_window(small):
+def test_a_microbatch_on_a_cpu_has_about_256_tokens_and_at_least_two_windows(small):
     config = small.with_values("train", batch_size=96, microbatch_size=0)
     for block_size, expected in ((16, 16), (128, 2), (100, 2), (1000, 2)):
         config = config.with_values("model", block_size=block_size)
@@ -113,7 +115,7 @@ def test_a_microbatch_on_a_cpu_is_about_256_tokens_and_never_a_single_window(sma
         assert layout.rows_per_device == expected
 
 
-def test_a_batch_that_cannot_be_shared_is_refused(small):
+def test_a_batch_that_cannot_be_shared_evenly_is_rejected(small):
     with pytest.raises(
         UserError, match=r"train\.batch_size = 6 is not a multiple of the 4 devices"
     ):
@@ -126,23 +128,23 @@ def test_a_batch_that_cannot_be_shared_is_refused(small):
         make_batch_layout(config, mesh_of(small, cpu_devices=2))
 
 
-def test_chosen_devices_share_the_batch_evenly(small, monkeypatch):
-    """As many as cores where JAX is not running yet; here it runs, so it is asked how many."""
-    asked = []
-    monkeypatch.setattr(jax.config, "update", lambda name, value: asked.append(value))
+def test_the_chosen_number_of_cores_divides_the_batch(small, monkeypatch):
+    """Before JAX runs, the cores decide. The patched update stands in for a JAX that starts."""
+    counts = []
+    monkeypatch.setattr(jax.config, "update", lambda name, value: counts.append(value))
     monkeypatch.setattr(device_count, "usable_cores", lambda: 6)
     for batch_size in (32, 12, 35, 7):
         device_count.start_devices(small.with_values("mesh", cpu_devices=0).mesh, batch_size)
-    assert asked == [4, 6, 5, 1]
+    assert counts == [4, 6, 5, 1]
 
 
-def test_where_jax_runs_the_devices_at_hand_share_the_batch_evenly(small):
+def test_the_chosen_number_of_running_devices_divides_the_batch(small):
     mesh = small.with_values("mesh", cpu_devices=0).mesh
     counts = [len(device_count.start_devices(mesh, batch_size)) for batch_size in (32, 6, 7, 11)]
     assert counts == [8, 6, 7, 1]
 
 
-def test_auto_dtype_of_accelerators():
+def test_automatic_dtype_of_accelerators():
     class Accelerator:
         platform = "gpu"
 
@@ -163,14 +165,14 @@ class Device:
 H100, T4, MI300 = Device("H100", "9.0"), Device("T4", "7.5"), Device("MI300", "gfx942")
 
 
-def test_cudnn_attention_is_for_newer_gpus_of_nvidia():
+def test_cudnn_attention_needs_a_recent_nvidia_gpu():
     assert hardware.has_cudnn_attention(H100)
     assert hardware.has_cudnn_attention(Device("B200", "10.0"))
     assert not any(hardware.has_cudnn_attention(one) for one in (T4, MI300, jax.devices()[0]))
 
 
 @pytest.mark.parametrize(
-    ("device", "values", "told"),
+    ("device", "values", "message"),
     [
         (T4, {}, "but the device is T4: change"),
         (H100, {"dropout": 0.1}, r"but model\.dropout = 0\.1: change"),
@@ -179,11 +181,11 @@ def test_cudnn_attention_is_for_newer_gpus_of_nvidia():
         (H100, {"n_embd": 272}, "but a head has 136 numbers: change"),
     ],
 )
-def test_attention_that_cannot_be_computed_is_refused_with_all_reasons(small, device, values, told):
+def test_unsupported_attention_is_rejected_with_all_reasons(small, device, values, message):
     good = {"attention": "cudnn", "dropout": 0.0, "matmul_dtype": "bfloat16"}
     hardware.check_attention(small.with_values("model", **good).model, H100)
     config = small.with_values("model", **good | values)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         hardware.check_attention(config.model, device)
     hardware.check_attention(config.with_values("model", attention="xla").model, device)
 
@@ -197,7 +199,7 @@ def test_attention_that_cannot_be_computed_is_refused_with_all_reasons(small, de
         ("", False),
     ],
 )
-def test_a_cpu_has_bfloat16_if_its_flags_say_so(flags, expected):
+def test_cpu_flags_show_bfloat16(flags, expected):
     assert hardware.cpu_has_bfloat16(flags) == expected
 
 
@@ -205,7 +207,7 @@ def test_a_cpu_has_bfloat16_if_its_flags_say_so(flags, expected):
     ("content", "cores"),
     [("max 100000", None), ("200000 100000", 2), ("250000 100000", 2), ("50000 100000", 1)],
 )
-def test_the_quota_of_a_container_limits_the_cores(content, cores, tmp_path, monkeypatch):
+def test_a_container_quota_limits_the_cores(content, cores, tmp_path, monkeypatch):
     path = tmp_path / "cpu.max"
     assert device_count.container_cores(path) is None
     path.write_text(content + "\n")

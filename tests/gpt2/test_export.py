@@ -1,4 +1,4 @@
-"""Exported models: the same numbers on the way back, and in transformers if that is installed."""
+"""Exported models give the same numbers when read back, and in transformers if installed."""
 
 import dataclasses
 import json
@@ -6,44 +6,45 @@ import os
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from flax import traverse_util
 from safetensors.numpy import load_file
 from support import GPT2_TINY
 
 import gpt_jax
-from gpt_jax.config.config import Config
 from gpt_jax.config.sections import GPTConfig
 from gpt_jax.errors import UserError
 from gpt_jax.gpt2 import export
 from gpt_jax.gpt2.folder import open_folder
 from gpt_jax.model.gpt import GPT
-from gpt_jax.text import bpe, play
+from gpt_jax.text import bpe
 from gpt_jax.text.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer
-from gpt_jax.training import loop
 
 TEXT = "The king\r\n\tof <|endof|> Öland 王 \U0001f600  said: don't!\n\n"
 
 
-@pytest.fixture(scope="module")
-def imported(tmp_path_factory):
-    """A run of tests/gpt2/gpt2_tiny as it is."""
-    folder = tmp_path_factory.mktemp("imported")
-    (folder / "corpus.txt").write_text(play.write()[:20_000], encoding="utf-8")
-    config = Config.from_dict(
-        {
-            "data": {"corpus": str(folder / "corpus.txt")},
-            "train": {"steps": 0, "batch_size": 8},
-            "mesh": {"cpu_devices": 1},
-        }
-    )
-    loop.train(config, folder / "run", init_from=str(GPT2_TINY))
-    return folder / "run"
+def export_model(model, out):
+    export.export_folder(model.config.model, model.params, model.tokenizer, out)
 
 
-def test_there_and_back_every_bit_is_the_same(imported, tmp_path):
-    export.export(gpt_jax.load(imported), tmp_path / "out")
+def imported(folder):
+    """The model of a folder with our names: its config and parameters."""
+    folder, tokens = open_folder(folder), jnp.zeros((1, 1), jnp.int32)
+    config = dataclasses.replace(folder.config, matmul_dtype="float32")
+    shapes = jax.eval_shape(lambda: GPT(config).init(jax.random.key(0), tokens)["params"])
+    flat = traverse_util.flatten_dict(nn.unbox(shapes), sep="/")
+    params = {name: folder.read(name, leaf.shape) for name, leaf in flat.items()}
+    return config, traverse_util.unflatten_dict(params, sep="/")
+
+
+def test_importing_and_exporting_keeps_every_bit(tmp_path):
+    config, params = imported(GPT2_TINY)
+    tokenizer = BPETokenizer(bpe.read(GPT2_TINY))
+    export.export_folder(config, params, tokenizer, tmp_path / "out")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         *("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"),
     }
@@ -54,13 +55,13 @@ def test_there_and_back_every_bit_is_the_same(imported, tmp_path):
         np.testing.assert_array_equal(tensor, after[name], err_msg=name)
     old, new = (json.loads((p / "config.json").read_text()) for p in (GPT2_TINY, tmp_path / "out"))
     differing = {name for name, value in new.items() if old[name] != value}
-    assert differing == {"embd_pdrop"}  # Ours does not drop out there.
+    assert differing == {"embd_pdrop"}  # Our model has no dropout there.
     assert bpe.read(tmp_path / "out") == bpe.read(GPT2_TINY)
 
 
-def test_a_model_of_characters_comes_back_with_a_head_and_biases_of_zeros(trained, tmp_path):
+def test_a_character_model_is_exported_with_its_head_and_zero_biases(trained, tmp_path):
     model = gpt_jax.load(trained)
-    export.export(model, tmp_path / "out")
+    export_model(model, tmp_path / "out")
     folder = open_folder(tmp_path / "out")
     assert not folder.config.tie_embeddings
     for name, param in traverse_util.flatten_dict(model.params, sep="/").items():
@@ -70,32 +71,32 @@ def test_a_model_of_characters_comes_back_with_a_head_and_biases_of_zeros(traine
     assert content["bos_token_id"] is content["eos_token_id"] is None
 
 
-def test_a_step_can_be_chosen_and_the_folder_must_be_new(trained, tmp_path):
-    export.export(gpt_jax.load(trained, "latest"), tmp_path / "out")
+def test_the_export_folder_must_be_new(trained, tmp_path):
+    export_model(gpt_jax.load(trained, "latest"), tmp_path / "out")
     table = load_file(tmp_path / "out" / "model.safetensors")["transformer.wte.weight"]
     latest, best = gpt_jax.load(trained, "latest"), gpt_jax.load(trained)
     np.testing.assert_array_equal(table, latest.params["wte"]["embedding"])
     assert (table != np.asarray(best.params["wte"]["embedding"])).any()
-    with pytest.raises(UserError, match="out exists: name a new folder"):
-        export.export(best, tmp_path / "out")
+    with pytest.raises(UserError, match="out exists: choose a new folder"):
+        export_model(best, tmp_path / "out")
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"file/out cannot be written"):
-        export.export(best, tmp_path / "file" / "out")
+        export_model(best, tmp_path / "file" / "out")
     assert {path.name for path in tmp_path.iterdir()} == {"out", "file"}
 
 
-def test_a_folder_of_the_same_name_and_an_ending_is_left_alone(trained, tmp_path):
+def test_a_folder_with_a_similar_name_is_left_alone(trained, tmp_path):
     (tmp_path / "out.part").mkdir()
     (tmp_path / "out.part" / "mine").write_text("precious")
-    export.export(gpt_jax.load(trained), tmp_path / "out")
+    export_model(gpt_jax.load(trained), tmp_path / "out")
     assert (tmp_path / "out.part" / "mine").read_text() == "precious"
     assert {path.name for path in tmp_path.iterdir()} == {"out", "out.part"}
 
 
-def test_others_can_read_what_the_umask_lets_them(trained, tmp_path):
+def test_exported_files_have_the_mode_of_the_umask(trained, tmp_path):
     old = os.umask(0o027)
     try:
-        export.export(gpt_jax.load(trained), tmp_path / "out")
+        export_model(gpt_jax.load(trained), tmp_path / "out")
     finally:
         os.umask(old)
     modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()}
@@ -107,43 +108,42 @@ FULL = """
 import resource, signal, sys
 from pathlib import Path
 import gpt_jax
-from gpt_jax import export
-from gpt_jax.setting import UserError
+from gpt_jax.errors import UserError
+from gpt_jax.gpt2 import export_folder
 model = gpt_jax.load(Path(sys.argv[1]))
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, resource.RLIM_INFINITY))
 try:
-    export.export(model, Path(sys.argv[2]))
+    export_folder(model.config.model, model.params, model.tokenizer, Path(sys.argv[2]))
 except UserError as error:
     print(error)
 """
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no limits there")
-def test_a_full_disk_is_one_sentence_and_leaves_nothing(trained, tmp_path):
-    """In its place: no file may be longer."""
+def test_a_full_disk_is_reported_in_one_sentence_and_leaves_nothing(trained, tmp_path):
+    """A limit on the file size stands in for a full disk."""
     out = tmp_path / "new" / "out"
     out.parent.mkdir()
     command = [sys.executable, "-c", FULL, str(trained), str(out)]
-    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert told.startswith(f"{out} cannot be written (") and "File too large" in told
-    assert told.endswith("): name a new folder where there is room\n") and told.count("\n") == 1
+    message = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert message.startswith(f"{out} cannot be written (") and "File too large" in message
+    assert message.endswith("): choose a new folder on a disk with room\n")
+    assert message.count("\n") == 1
     assert list(out.parent.iterdir()) == []
 
 
-def test_a_file_after_the_tensors_that_cannot_be_written_leaves_nothing(
-    trained, tmp_path, monkeypatch
-):
+def test_a_failure_after_the_tensors_leaves_nothing(trained, tmp_path, monkeypatch):
     def full(path, content):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(export, "_write_json", full)
     with pytest.raises(UserError, match=r"out cannot be written \(No space left on device\)"):
-        export.export(gpt_jax.load(trained), tmp_path / "out")
+        export_model(gpt_jax.load(trained), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_no_gpt2_is_refused_with_all_reasons(trained, tmp_path):
+def test_a_model_that_is_not_a_gpt2_is_rejected_with_all_reasons(trained, tmp_path):
     llama = {"position": "rotary", "norm": "rms", "qk_norm": True, "activation": "swiglu"}
     llama |= {"n_kv_head": 1, "logit_softcap": 15.0}
     fields = {field.name: field.default for field in dataclasses.fields(GPTConfig)}
@@ -153,7 +153,7 @@ def test_what_is_no_gpt2_is_refused_with_all_reasons(trained, tmp_path):
     model = gpt_jax.load(trained)
     object.__setattr__(model, "config", model.config.with_values("model", **llama))
     with pytest.raises(UserError) as error:
-        export.export(model, tmp_path / "out")
+        export_model(model, tmp_path / "out")
     for name, value in llama.items():
         assert f"model.{name} = {value!r}" in str(error.value)
     assert not (tmp_path / "out").exists()
@@ -170,30 +170,30 @@ def library(tokenizer):
     [CharTokenizer(TEXT), ByteTokenizer(), BPETokenizer(bpe.read(GPT2_TINY))],
     ids=["char", "byte", "bpe"],
 )
-def test_every_tokenizer_gives_the_same_ids_and_the_text_back(tokenizer):
+def test_exported_tokenizers_encode_and_decode_like_ours(tokenizer):
     exported = library(tokenizer)
     assert exported.get_vocab_size() == tokenizer.vocab_size
     assert exported.encode(TEXT).ids == tokenizer.encode(TEXT).tolist()
     assert exported.decode(tokenizer.encode(TEXT)) == TEXT
 
 
-def test_a_character_that_is_not_known_is_refused_by_the_library_too():
+def test_an_exported_tokenizer_rejects_unknown_characters():
     with pytest.raises(Exception, match="Missing"):
         library(CharTokenizer("abc")).encode("abd")
 
 
 def greedy(model, prompt):
-    """Our greedy text up to the context length, as ids, the prompt's first."""
+    """The ids of the prompt, and of our greedy text up to the context length."""
     ids = model.tokenizer.encode(prompt)
     new = model.config.model.block_size - len(ids)
     text = model.generate(prompt, max_new_tokens=new, temperature=0)
     return ids, model.tokenizer.encode(text)
 
 
-def test_transformers_writes_our_greedy_text(trained, tmp_path):
+def test_transformers_generates_our_greedy_text(trained, tmp_path):
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     model = gpt_jax.load(trained)
-    export.export(model, tmp_path / "out")
+    export_model(model, tmp_path / "out")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     ids, want = greedy(model, "The ")

@@ -1,6 +1,6 @@
-"""Reading GPT-2's folders: the numbers are transformers', and what does not fit is named.
+"""Reading GPT-2's folders: the numbers match transformers', and errors name what is wrong.
 
-gpt2_tiny holds weights, logits and gradients of transformers; make_gpt2_tiny.py made it.
+make_gpt2_tiny.py made gpt2_tiny, which holds weights, logits and gradients of transformers.
 """
 
 import dataclasses
@@ -39,9 +39,9 @@ def nested(params):
 
 
 def logits_of(path):
-    """Of the windows in expected.npz."""
+    """The logits of the windows in expected.npz."""
     model, params = read(path)
-    return model.apply({"params": nested(params)}, expected()["windows"][:, :-1])
+    return jax.jit(model.apply)({"params": nested(params)}, expected()["windows"][:, :-1])
 
 
 def expected():
@@ -63,18 +63,18 @@ def tensors_of(folder):
     return load_file(folder / "model.safetensors")
 
 
-def test_logits_are_those_of_transformers():
+def test_logits_match_transformers():
     np.testing.assert_allclose(logits_of(GPT2_TINY), expected()["logits"], atol=1e-4, rtol=0)
 
 
-def test_loss_and_gradients_are_those_of_transformers():
+def test_loss_and_gradients_match_transformers():
     model, params = read(GPT2_TINY)
     windows = jnp.asarray(expected()["windows"])
 
     def loss_of(params):
         return window_losses(model, params, windows).mean()
 
-    loss, grads = jax.value_and_grad(loss_of)(nested(params))
+    loss, grads = jax.jit(jax.value_and_grad(loss_of))(nested(params))
     np.testing.assert_allclose(loss, expected()["loss"], atol=1e-5)
     found = {
         name: np.zeros(shape, np.float32) for name, shape in stored_shapes(model.config).items()
@@ -89,8 +89,8 @@ def test_loss_and_gradients_are_those_of_transformers():
         np.testing.assert_allclose(grad, expected()[name], atol=1e-4, err_msg=name)
 
 
-def test_files_of_before_read_the_same(folder):
-    """The first ones have no prefix, and the masks of attention among their tensors."""
+def test_old_files_read_the_same(folder):
+    """Old files have no prefix, and also hold the masks of attention."""
     tensors = {name.removeprefix("transformer."): t for name, t in tensors_of(folder).items()}
     for layer in range(2):
         tensors[f"h.{layer}.attn.bias"] = np.tril(np.ones((1, 1, 24, 24), np.float32))
@@ -116,7 +116,7 @@ def test_several_files_read_as_one(folder):
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
-def test_halves_become_float32(folder, dtype):
+def test_16_bit_tensors_become_float32(folder, dtype):
     halves = {name: tensor.astype(dtype) for name, tensor in tensors_of(folder).items()}
     save_file(halves, folder / "model.safetensors")
     _, params = read(folder)
@@ -125,7 +125,7 @@ def test_halves_become_float32(folder, dtype):
     assert {param.dtype for param in params.values()} == {np.dtype("float32")}
 
 
-def test_a_head_that_is_the_embedding_is_tied_and_another_is_not(folder):
+def test_a_head_is_tied_if_it_equals_the_embedding(folder):
     tensors = tensors_of(folder)
     table = tensors["transformer.wte.weight"]
     save_file(tensors | {"lm_head.weight": table}, folder / "model.safetensors")
@@ -141,7 +141,7 @@ def test_a_head_that_is_the_embedding_is_tied_and_another_is_not(folder):
         open_folder(folder)
 
 
-def test_every_tensor_that_does_not_fit_is_named(folder):
+def test_every_wrong_tensor_is_named(folder):
     tensors = tensors_of(folder)
     del tensors["transformer.ln_f.bias"], tensors["transformer.h.0.mlp.c_fc.weight"]
     tensors["transformer.h.2.ln_1.weight"] = np.ones(12, np.float32)
@@ -151,10 +151,10 @@ def test_every_tensor_that_does_not_fit_is_named(folder):
         open_folder(folder)
     assert "missing: h.0.mlp.c_fc.weight, ln_f.bias;" in str(error.value)
     assert "of another shape: wpe.weight (23, 12), not (24, 12);" in str(error.value)
-    assert "not known: h.2.ln_1.weight)" in str(error.value)
+    assert "unknown: h.2.ln_1.weight)" in str(error.value)
 
 
-def test_a_long_list_of_tensors_is_cut_and_counted(folder):
+def test_a_long_list_of_tensors_is_shortened(folder):
     change_config(folder, n_layer=4)
     with pytest.raises(UserError, match=r"h\.2\.ln_2\.weight and 16 more\)"):
         open_folder(folder)
@@ -172,13 +172,13 @@ def test_a_long_list_of_tensors_is_cut_and_counted(folder):
         ({"n_head": 5}, "model.n_head = 5"),
     ],
 )
-def test_another_model_is_refused(folder, values, words):
+def test_an_unsupported_model_is_rejected(folder, values, words):
     change_config(folder, **values)
     with pytest.raises(UserError, match=words):
         open_folder(folder)
 
 
-def test_exact_gelu_and_a_width_of_the_mlp_are_understood(folder):
+def test_exact_gelu_and_the_mlp_width_are_read(folder):
     change_config(folder, activation_function="gelu", n_inner=48)
     config = open_folder(folder).config
     assert (config.activation, config.n_inner) == ("gelu", 0)
@@ -199,7 +199,7 @@ def test_exact_gelu_and_a_width_of_the_mlp_are_understood(folder):
         ("model.safetensors.index.json", b"{}", "missing: h.0.attn.c_attn.bias"),
     ],
 )
-def test_files_that_cannot_be_read_are_named(folder, file, content, words):
+def test_unreadable_files_are_named(folder, file, content, words):
     if content is None:
         (folder / file).unlink()
     else:
@@ -208,7 +208,7 @@ def test_files_that_cannot_be_read_are_named(folder, file, content, words):
         open_folder(folder)
 
 
-def test_a_missing_library_is_told(monkeypatch):
+def test_a_missing_library_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "safetensors", None)
     with pytest.raises(UserError, match=r'pip install -e "\.\[gpt2\]"'):
         open_folder(GPT2_TINY)

@@ -1,4 +1,4 @@
-"""The model: shapes, causality, initialisation, precision, dropout's independence of the layout."""
+"""The model: parameters, causality, initialization, precision, dropout, decoding with a cache."""
 
 import dataclasses
 import itertools
@@ -44,7 +44,7 @@ def paths(params):
     return {"/".join(key.key for key in path): leaf.shape for path, leaf in flat}
 
 
-def test_parameter_tree_is_the_frozen_one(small):
+def test_parameter_tree_is_frozen(small):
     c = small.with_values("model", n_layer=1, qkv_bias=True).model
     assert paths(init(c)) == {
         "wte/embedding": (11, 16),
@@ -71,7 +71,7 @@ def test_parameter_tree_is_the_frozen_one(small):
     }
 
 
-def test_parameters_of_the_options(small):
+def test_parameter_tree_with_options(small):
     values = {"n_kv_head": 1, "position": "rotary", "norm": "rms", "qk_norm": True}
     values |= {"activation": "swiglu", "n_inner": 24, "bias": False, "n_layer": 1}
     assert paths(init(small.with_values("model", **values).model)) == {
@@ -92,7 +92,7 @@ def test_parameters_of_the_options(small):
     }
 
 
-def test_shared_heads_are_heads_with_the_same_keys_and_values(small):
+def test_grouped_heads_match_repeated_keys_and_values(small):
     shared = dataclasses.replace(small.model, n_head=4, n_kv_head=2)
     params, tokens = init(shared), tokens_of(shared)
     expected = apply(shared, params, tokens)
@@ -103,7 +103,7 @@ def test_shared_heads_are_heads_with_the_same_keys_and_values(small):
     np.testing.assert_allclose(apply(plain, params, tokens), expected, atol=1e-6)
 
 
-def test_blocks_that_begin_at_zero_change_nothing(small):
+def test_zero_initialized_blocks_change_nothing(small):
     c = small.with_values("model", zero_init=True, n_layer=2).model
     params, tokens = init(c), tokens_of(c)
     fewer = dataclasses.replace(c, n_layer=1)
@@ -111,14 +111,14 @@ def test_blocks_that_begin_at_zero_change_nothing(small):
     assert params["h_0"]["attn"]["q"]["kernel"].std() > 0.01
 
 
-def test_without_biases_and_with_a_tied_head(small):
+def test_parameter_tree_without_biases_and_with_a_tied_head(small):
     c = small.with_values("model", n_layer=1, bias=False, tie_embeddings=True).model
     names = set(paths(init(c)))
     assert not any(name.endswith("bias") for name in names)
     assert "lm_head/kernel" not in names
 
 
-def test_a_tied_head_is_the_embedding(small):
+def test_a_tied_head_uses_the_embedding(small):
     c = small.with_values("model", tie_embeddings=True).model
     params, tokens = init(c), tokens_of(c)
     params["ln_f"]["scale"] = jnp.zeros_like(params["ln_f"]["scale"])
@@ -138,8 +138,8 @@ def test_logits_and_parameters_are_float32(small, shape, dtype):
     assert logits.dtype == jnp.float32
 
 
-def test_a_position_sees_itself_and_the_past_only(config):
-    """By gradient: logits at t must not depend on the position embeddings behind t."""
+def test_a_position_sees_only_itself_and_the_past(config):
+    """The gradient of the logits at t is zero for the position embeddings after t."""
     params, tokens = init(config), tokens_of(config, rows=1)
 
     def logit_sum(wpe, t):
@@ -153,21 +153,21 @@ def test_a_position_sees_itself_and_the_past_only(config):
         np.testing.assert_array_equal(seen, np.arange(config.block_size) <= t)
 
 
-def test_a_prefix_has_the_logits_it_has_in_the_whole(config):
+def test_logits_of_a_prefix_match_those_of_the_whole(config):
     params, tokens = init(config), tokens_of(config)
     whole = apply(config, params, tokens)
     np.testing.assert_allclose(apply(config, params, tokens[:, :5]), whole[:, :5], atol=1e-6)
 
 
-def test_initial_loss_is_that_of_guessing():
-    """Within 0.05 nats of ln 65, for tiny and several seeds."""
+def test_initial_loss_is_that_of_a_uniform_guess():
+    """Within 0.05 nats of ln 65, for configs/tiny.py and several seeds."""
     from gpt_jax.config.config import Config
 
     c = Config().with_values("model", vocab_size=65, matmul_dtype="float32").model
     tokens = tokens_of(c, rows=4)
     for seed in range(3):
-        log_chances = jax.nn.log_softmax(apply(c, init(c, seed), tokens[:, :-1]))
-        picked = jnp.take_along_axis(log_chances, tokens[:, 1:, None], -1)
+        log_probs = jax.nn.log_softmax(apply(c, init(c, seed), tokens[:, :-1]))
+        picked = jnp.take_along_axis(log_probs, tokens[:, 1:, None], -1)
         assert abs(-picked.mean() - math.log(65)) < 0.05
 
 
@@ -192,7 +192,7 @@ def test_standard_deviation_of_each_kind_of_parameter(small):
 
 
 def products_of(jaxpr):
-    """Every product of arrays in a traced function, those inside of others, too."""
+    """Every product of arrays in a traced function, including nested functions."""
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "dot_general":
             yield eqn
@@ -200,8 +200,8 @@ def products_of(jaxpr):
             yield from products_of(inner)
 
 
-def test_every_product_has_bfloat16_factors_and_a_float32_sum_and_runs_here(small):
-    """Forward and backward: on a CPU some orders of bfloat16 factors cannot be run at all."""
+def test_every_product_has_bfloat16_factors_and_a_float32_sum(small):
+    """Forward and backward. It also runs: a CPU cannot run some orders of bfloat16 factors."""
     c = dataclasses.replace(small.model, matmul_dtype="bfloat16")
     params, tokens = init(c), tokens_of(c)
     grad = jax.grad(lambda params: GPT(c).apply({"params": params}, tokens, KEYS[:2]).sum())
@@ -216,7 +216,7 @@ KEYS = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), np.arange(8))
 
 
 @pytest.mark.parametrize("scan_layers", [False, True])
-def test_every_site_of_the_model_draws_its_own_mask(small, monkeypatch, scan_layers):
+def test_dropout_sites_have_different_numbers(small, monkeypatch, scan_layers):
     config, sites = small.with_values("model", n_layer=3, scan_layers=scan_layers).model, []
 
     def spy(x, keys_B, site, rate):
@@ -226,8 +226,9 @@ def test_every_site_of_the_model_draws_its_own_mask(small, monkeypatch, scan_lay
 
     monkeypatch.setattr("gpt_jax.model.blocks.dropout", spy)
     monkeypatch.setattr("gpt_jax.model.attention.dropout", spy)
-    params = init(config)
-    GPT(config).apply({"params": params}, tokens_of(config), KEYS[:2])
+    shapes = nn.unbox(jax.eval_shape(lambda: jitted_init(config, jax.random.key(0))))
+    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
+    jax.jit(GPT(config).apply)(params, tokens_of(config), KEYS[:2])
     jax.effects_barrier()
     assert sorted(sites) == list(range(3 * config.n_layer))
 
@@ -247,8 +248,8 @@ def decode(config, params, tokens, cache, start):
 
 
 @pytest.mark.parametrize("pieces", [[16], [5, 11], [1] * 16, [7, 1, 1, 7]], ids=str)
-def test_decoding_in_pieces_gives_the_logits_of_the_whole(config, pieces):
-    """Whatever the cache holds at later positions."""
+def test_decoding_in_pieces_matches_the_whole_model(config, pieces):
+    """What the cache holds at later positions does not matter."""
     params = jax.tree.map(lambda leaf: leaf * 5, init(config))
     tokens = tokens_of(config, rows=3)
     cache = jax.tree.map(lambda x: x + 100.0, init_cache(config, 3))
@@ -273,13 +274,13 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("values", [*itertools.product(*OPTIONS.values())], ids=str)
-def test_decoding_gives_the_logits_of_the_whole_for_every_combination(config, values):
+def test_decoding_matches_the_whole_model_for_every_combination(config, values):
     options = dict(zip(OPTIONS, values, strict=True))
     config = dataclasses.replace(config, n_head=4, block_size=6, **options)
     shapes = nn.unbox(jax.eval_shape(lambda: jitted_init(config, jax.random.key(0))))["params"]
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: rng.normal(0, 0.2, leaf.shape).astype(np.float32), shapes)
-    with jax.disable_jit():  # 128 combinations take longer to compile than to run.
+    with jax.disable_jit():  # Compiling 128 combinations takes longer than running them.
         tokens, cache = tokens_of(config), init_cache(config, 2)
         first, cache = decode(config, params, tokens[:, :4], cache, 0)
         second, _ = decode(config, params, tokens[:, 4:], cache, 4)
@@ -287,6 +288,6 @@ def test_decoding_gives_the_logits_of_the_whole_for_every_combination(config, va
     np.testing.assert_allclose(np.concatenate([first, second], 1), whole, atol=1e-5, rtol=1e-5)
 
 
-def test_the_cache_has_a_place_for_every_position_of_every_block(config):
+def test_cache_has_a_slot_for_every_position_of_every_block(config):
     cache = init_cache(dataclasses.replace(config, n_layer=3), 5)
     assert [k.shape for k, _ in cache] == [v.shape for _, v in cache] == [(10, 16, 8)] * 3

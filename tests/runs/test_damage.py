@@ -1,4 +1,4 @@
-"""What happens to checkpoints, and what then happens: see docs/reliability.md."""
+"""Damaged checkpoints and failed saves: see docs/reliability.md."""
 
 import errno
 import os
@@ -12,6 +12,7 @@ import pytest
 from gpt_jax.errors import UserError
 from gpt_jax.runs import damage
 from gpt_jax.runs.checkpoints import Checkpoints
+from gpt_jax.runs.recovery import restore_newest
 
 
 def state_of(step):
@@ -38,7 +39,7 @@ def folder(tmp_path):
 
 
 def largest_file(folder):
-    """The one that holds the arrays."""
+    """The file that holds the arrays."""
     files = (path for path in folder.rglob("*") if path.is_file())
     return max(files, key=lambda path: path.stat().st_size)
 
@@ -68,7 +69,7 @@ def remove(name):
 
 
 def flip_every_array(folder):
-    """Whatever the format: the first changed bit that Orbax does not notice is found."""
+    """Flips the last bit of every data file, so the test does not depend on the format."""
     for path in folder.rglob("d/*"):
         data = bytearray(path.read_bytes())
         data[-1] ^= 1
@@ -96,27 +97,28 @@ FAULTS = {
     "an empty loss": empty("metrics/metrics"),
     "no manifest": remove("state/manifest.ocdbt"),
     "no arrays": remove("state"),
+    "no data files": remove("state/d"),
     "not committed": remove("commit_success.txt"),
     "only an empty folder": hollow,
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=str)
-def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_used(folder, capsys, fault):
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_is_used(folder, capsys, fault):
     FAULTS[fault](folder / "4")
     with Checkpoints.for_training(folder) as checkpoints:
-        restored = checkpoints.restore_newest(abstract())
+        restored = restore_newest(checkpoints, abstract())
         assert int(restored["n"]) == 2
         err = capsys.readouterr().err
         assert err.count("\n") == 1
         assert f"{folder / '4'} cannot be restored (" in err
         assert "set aside as damaged-4" in err
         checkpoints.save(3, state_of(3), 3.0)
-        assert [one.step for one in checkpoints.all()] == [2, 3]
+        assert [saved.step for saved in checkpoints.all()] == [2, 3]
     assert {path.name for path in folder.iterdir()} == {"2", "3", "damaged-4"}
 
 
-def test_a_changed_array_is_named(folder):
+def test_the_error_names_the_changed_array(folder):
     flip_a_bit(folder / "4")
     with (
         Checkpoints.for_reading(folder) as checkpoints,
@@ -126,47 +128,47 @@ def test_a_changed_array_is_named(folder):
     assert {path.name for path in folder.iterdir()} == {"2", "4"}
 
 
-def test_a_stray_folder_is_no_checkpoint(folder, capsys):
+def test_a_stray_folder_does_not_count_as_a_checkpoint(folder, capsys):
     (folder / "99999").mkdir()
     with Checkpoints.for_training(folder) as checkpoints:
         assert checkpoints.latest_step == 4
-        assert int(checkpoints.restore_newest(abstract())["n"]) == 4
+        assert int(restore_newest(checkpoints, abstract())["n"]) == 4
         assert "set aside as damaged-99999" in capsys.readouterr().err
         checkpoints.save(5, state_of(5), 3.0)
         assert checkpoints.latest_step == 5
 
 
-def test_where_all_are_damaged_nothing_is_removed(folder, capsys):
+def test_if_all_checkpoints_are_damaged_none_is_deleted(folder, capsys):
     for step in ("2", "4"):
         flip_a_bit(folder / step)
     with (
         Checkpoints.for_training(folder) as checkpoints,
-        pytest.raises(UserError, match="holds damaged checkpoints only"),
+        pytest.raises(UserError, match="holds only damaged checkpoints"),
     ):
-        checkpoints.restore_newest(abstract())
+        restore_newest(checkpoints, abstract())
     assert capsys.readouterr().err.count("cannot be restored") == 2
     assert {path.name for path in folder.iterdir()} == {"damaged-2", "damaged-4"}
-    with (  # The same command again does not begin anew.
+    with (  # The same command does not start a new run.
         Checkpoints.for_training(folder) as checkpoints,
-        pytest.raises(UserError, match="holds damaged checkpoints only"),
+        pytest.raises(UserError, match="holds only damaged checkpoints"),
     ):
-        checkpoints.restore_newest(abstract())
+        restore_newest(checkpoints, abstract())
 
 
-def test_what_is_only_in_the_way_of_reading_is_no_damage(folder, monkeypatch):
-    """The disk gives an error, for a moment or for good: nothing is renamed."""
+def test_a_read_error_is_not_taken_for_damage(folder, monkeypatch):
+    """Nothing is renamed, whether the disk fails once or always."""
     with Checkpoints.for_training(folder) as checkpoints:
         load, broken = checkpoints._checkpointer.load_checkpointables, [True]
 
-        def load_at_the_second_try(*args):
+        def load_at_the_second_attempt(*args):
             if broken.pop(0) if broken else False:
                 raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
             return load(*args)
 
         monkeypatch.setattr(
-            checkpoints._checkpointer, "load_checkpointables", load_at_the_second_try
+            checkpoints._checkpointer, "load_checkpointables", load_at_the_second_attempt
         )
-        assert int(checkpoints.restore_newest(abstract())["n"]) == 4
+        assert int(restore_newest(checkpoints, abstract())["n"]) == 4
 
         def fail(*args):
             raise OSError(errno.EIO, os.strerror(errno.EIO))
@@ -174,55 +176,55 @@ def test_what_is_only_in_the_way_of_reading_is_no_damage(folder, monkeypatch):
         truncate(folder / "4")
         monkeypatch.setattr(damage, "open", fail, raising=False)
         with pytest.raises(UserError, match=r"/4 cannot be read \(Input/output error\).*nothing"):
-            checkpoints.restore_newest(abstract())
+            restore_newest(checkpoints, abstract())
     assert {path.name for path in folder.iterdir()} == {"2", "4"}
 
 
-def test_a_reader_is_told_which_checkpoint_hides_all(folder):
+def test_a_reader_gets_the_name_of_a_checkpoint_that_hides_the_others(folder):
     empty("metrics/metrics")(folder / "2")
-    with pytest.raises(UserError, match=r"/2 cannot be restored \(metrics/metrics is no JSON obj"):
+    with pytest.raises(UserError, match=r"/2 cannot be restored \(metrics/metrics is not a JSON"):
         Checkpoints.for_reading(folder)
     assert {path.name for path in folder.iterdir()} == {"2", "4"}
 
 
-def test_a_name_that_is_taken_is_not_overwritten(folder):
+def test_setting_aside_overwrites_nothing(folder):
     (folder / "damaged-4").mkdir()
     flip_a_bit(folder / "4")
     with Checkpoints.for_training(folder) as checkpoints:
-        checkpoints.restore_newest(abstract())
+        restore_newest(checkpoints, abstract())
     assert (folder / "damaged-4-again" / "state").exists()
     assert not any((folder / "damaged-4").iterdir())
 
 
-def test_another_dtype_is_refused_and_nothing_set_aside(folder):
+def test_another_dtype_is_refused_and_nothing_is_set_aside(folder):
     wanted = abstract()
     wanted["w"] = wanted["w"].update(dtype=jnp.bfloat16)
     with (
         Checkpoints.for_training(folder) as checkpoints,
         pytest.raises(UserError, match=r"w is \(1000,\) float32 there and \(1000,\) bfloat16 here"),
     ):
-        checkpoints.restore_newest(wanted)
+        restore_newest(checkpoints, wanted)
     assert {path.name for path in folder.iterdir()} == {"2", "4"}
 
 
-def test_too_little_space_is_told_with_sizes_and_the_third_time_ends_the_run(
+def test_too_little_space_prints_the_sizes_and_the_third_failure_ends_the_run(
     folder, monkeypatch, capsys
 ):
     usage = shutil.disk_usage(folder)._replace(free=1000)
     with Checkpoints.for_training(folder) as checkpoints:
-        monkeypatch.setattr("gpt_jax.runs.checkpoints.shutil.disk_usage", lambda path: usage)
+        monkeypatch.setattr("gpt_jax.runs.checkpoint_files.shutil.disk_usage", lambda path: usage)
         checkpoints.save(5, state_of(5), 0.5)
-        told = capsys.readouterr().err
-        assert "the checkpoint of step 5 was not saved (4,8" in told
-        assert "bytes are needed" in told
-        assert "1,000 are free" in told
+        note = capsys.readouterr().err
+        assert "the checkpoint of step 5 was not saved (4,8" in note
+        assert "bytes are needed" in note
+        assert "1,000 are free" in note
         checkpoints.save(6, state_of(6), 0.5)
         with pytest.raises(UserError, match=r"step 7 was not saved .* 3 in a row: .* from step 4"):
             checkpoints.save(7, state_of(7), 0.5)
     assert {path.name for path in folder.iterdir()} == {"2", "4"}
 
 
-def test_a_save_that_fails_while_training_goes_on_costs_only_itself(folder, monkeypatch, capsys):
+def test_a_save_after_a_failed_save_succeeds(folder, monkeypatch, capsys):
     class Failing:
         def result(self):
             raise OSError("no space left on device")
@@ -239,10 +241,10 @@ def test_a_save_that_fails_while_training_goes_on_costs_only_itself(folder, monk
         assert checkpoints._checkpointer.save_checkpointables_async == original
         checkpoints.save(6, state_of(6), 0.7)
         assert "step 5 was not saved (no space left on device)" in capsys.readouterr().err
-        assert [one.step for one in checkpoints.all()] == [6]
+        assert [saved.step for saved in checkpoints.all()] == [6]
 
 
-def test_what_is_saved_is_what_was_given_though_it_is_donated_at_once(tmp_path):
+def test_a_save_holds_the_given_arrays_even_if_they_are_donated_at_once(tmp_path):
     step = jax.jit(lambda x: x + 1, donate_argnums=0)
     x = jnp.arange(1_000_000.0)
     with Checkpoints.for_training(tmp_path) as checkpoints:

@@ -1,4 +1,4 @@
-"""Digests: of every bit, the same on every mesh."""
+"""Digests change with every bit and are the same on every mesh."""
 
 import jax
 import jax.numpy as jnp
@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from gpt_jax.runs.digest import described, differences, digests
+from gpt_jax.runs.digest import describe, differences, digests
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int32", "bfloat16", "uint8"])
-def test_a_flip_of_any_bit_is_seen(dtype):
+def test_flipping_any_bit_changes_the_digest(dtype):
     x = np.asarray(jnp.arange(6).reshape(2, 3).astype(dtype))
     digest, size = digests({"x": x})["x"], x.nbytes
     for bit in range(8 * size):
@@ -20,7 +20,7 @@ def test_a_flip_of_any_bit_is_seen(dtype):
         assert digests({"x": changed})["x"] != digest
 
 
-def test_elements_that_changed_places_are_seen():
+def test_moving_elements_changes_the_digest():
     x = jnp.arange(12.0).reshape(3, 4)
     assert digests({"x": x}) != digests({"x": x[::-1]})
     assert digests({"x": x}) != digests({"x": x.at[0, 0].set(1).at[0, 1].set(0)})
@@ -34,11 +34,11 @@ def test_a_digest_is_the_same_on_every_mesh():
         assert digests(laid_out) == digests(tree)
 
 
-def test_keys_are_described_as_the_numbers_they_are_made_of():
-    assert described({"key": jax.random.key(0)}) == {"key": ((2,), "uint32")}
+def test_keys_are_described_as_their_integers():
+    assert describe({"key": jax.random.key(0)}) == {"key": ((2,), "uint32")}
 
 
-def test_differences_are_of_the_wanted_parts():
+def test_differences_cover_the_expected_parts_only():
     saved = {"params/w": ((2,), "float32"), "step": ((), "int32")}
     assert differences(saved, {"params/w": ((2,), "float32")}) == []
     assert differences(saved, {"params/v": ((), "int32")}) == [

@@ -89,13 +89,13 @@ def killed_after_lines(workdir, text_file):
     def arm():
         from gpt_jax.training.monitor import Monitor
 
-        killer, tell = Killer(workdir), Monitor.tell
+        killer, tell = Killer(workdir), Monitor.record
 
         def tell_and_die(self, step, *args):
             tell(self, step, *args)
             killer.point(f"line {step}")
 
-        Monitor.tell = tell_and_die
+        Monitor.record = tell_and_die
 
     run(workdir, text_file, arm)
 
@@ -206,8 +206,8 @@ def test_on_a_full_disk_the_last_good_checkpoint_is_kept_and_the_run_ends_after_
         )
         assert re.search(pattern, told, re.IGNORECASE), told
     assert "Traceback" not in told
-    assert "3 in a row: see to " in told
-    assert "goes on from step 4" in told
+    assert "3 in a row: check " in told
+    assert "resumes from step 4" in told
     assert saved(workdir) == [4]
     left = {path.name for path in (workdir / "checkpoints").iterdir()}
     # A write of the last save that was still under way may have made its folder anew.

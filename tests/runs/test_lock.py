@@ -1,4 +1,4 @@
-"""One writer per run: the second is told who the first is; the lock dies with its holder."""
+"""One writer per run: a second one is refused; the lock is free when its holder ends."""
 
 import os
 import re
@@ -14,7 +14,7 @@ from gpt_jax.runs.lock import one_writer
 HOLD = """
 import sys, time
 from pathlib import Path
-from gpt_jax.lock import one_writer
+from gpt_jax.runs import one_writer
 with one_writer(Path(sys.argv[1])):
     (Path(sys.argv[1]) / "config.json").write_text("{}")
     print("held", flush=True)
@@ -36,21 +36,23 @@ def holder(tmp_path):
         process.kill()
 
 
-def test_a_second_writer_is_told_who_the_first_is(tmp_path, holder):
+def test_a_second_writer_is_refused_and_the_error_names_the_first(tmp_path, holder):
     expected = rf"run is in use by process {holder.pid} on .+, started \d{{4}}-\d\d-\d\d"
-    expected += ".*: wait for it, stop it, or use another folder"  # Not all have --workdir.
+    expected += ".*: wait for it, stop it, or use another folder"  # Not every script has --workdir.
     with pytest.raises(UserError, match=expected), one_writer(tmp_path / "run"):
         raise AssertionError("two writers")
 
 
-def test_the_lock_dies_with_a_killed_holder(tmp_path, holder):
+def test_the_lock_is_free_when_its_holder_is_killed(tmp_path, holder):
     holder.kill()
     holder.wait()
     with one_writer(tmp_path / "run"):
         pass
 
 
-def test_a_second_trainer_loads_nothing_heavy(tmp_path, holder, monkeypatch, capsys):
+def test_a_second_training_run_is_refused_before_jax_is_loaded(
+    tmp_path, holder, monkeypatch, capsys
+):
     import train
 
     monkeypatch.setattr(train, "train", None)
@@ -58,7 +60,7 @@ def test_a_second_trainer_loads_nothing_heavy(tmp_path, holder, monkeypatch, cap
     assert re.match(r"error: .*run is in use by process \d+", capsys.readouterr().err)
 
 
-def test_a_folder_that_stays_empty_is_removed_and_another_kept(tmp_path):
+def test_the_folder_is_removed_only_if_it_stays_empty(tmp_path):
     with one_writer(tmp_path / "new"):
         assert (tmp_path / "new" / ".lock").exists()
     assert not (tmp_path / "new").exists()
@@ -67,7 +69,7 @@ def test_a_folder_that_stays_empty_is_removed_and_another_kept(tmp_path):
     assert (tmp_path / "run" / "config.json").exists()
 
 
-def test_a_lock_that_was_removed_meanwhile_does_not_count(tmp_path, monkeypatch):
+def test_a_lock_file_removed_before_it_is_locked_does_not_count(tmp_path, monkeypatch):
     flock = lock.fcntl.flock
 
     def remove_and_lock(file, how):
@@ -76,24 +78,24 @@ def test_a_lock_that_was_removed_meanwhile_does_not_count(tmp_path, monkeypatch)
 
     monkeypatch.setattr(lock.fcntl, "flock", remove_and_lock)
     with pytest.raises(UserError, match="in use by another process"), one_writer(tmp_path / "run"):
-        raise AssertionError("locked what nobody else sees")
+        raise AssertionError("locked a file that no other process sees")
 
 
-def test_a_platform_without_locks_says_so_and_trains(tmp_path, monkeypatch, capsys):
+def test_a_platform_without_file_locks_gets_a_note(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(lock, "fcntl", None)
     with one_writer(tmp_path / "run"):
         pass
-    assert capsys.readouterr().err.count("note: no file locks here") == 1
+    assert capsys.readouterr().err.count("note: this platform has no file locks") == 1
 
 
-def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path):
+def test_a_folder_that_cannot_be_created_is_an_error(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be written"), one_writer(tmp_path / "file" / "run"):
         raise AssertionError("no folder")
 
 
-def test_a_lock_that_is_a_link_is_refused(tmp_path):
-    """It would be written through: a run that somebody made can say where."""
+def test_a_lock_file_that_is_a_link_is_refused(tmp_path):
+    """Otherwise somebody else's run could make us overwrite any file."""
     outside = tmp_path / "outside"
     outside.write_text("precious")
     (tmp_path / "run").mkdir()

@@ -1,4 +1,4 @@
-"""The record of a run: it survives, it is checked, and it decides what may change."""
+"""The record of a run: writing and reading it, checking it, and what may change on resume."""
 
 import contextlib
 import dataclasses
@@ -31,7 +31,7 @@ def record(small):
     return Record(config, "tinyshakespeare", "abc123" * 10, "cpu", 2)
 
 
-def test_a_record_comes_back(record, tmp_path):
+def test_a_record_is_read_as_it_was_written(record, tmp_path):
     workdir = tmp_path / "new" / "run with space"
     assert read_record(workdir) is None
     write_record(workdir, record, TOKENIZER)
@@ -40,13 +40,13 @@ def test_a_record_comes_back(record, tmp_path):
     assert load_tokenizer(workdir / "tokenizer.json").to_dict() == TOKENIZER.to_dict()
 
 
-def test_checkpoints_without_a_record_are_not_taken_for_a_new_run(tmp_path):
+def test_checkpoints_without_a_record_are_an_error(tmp_path):
     (tmp_path / "checkpoints" / "300").mkdir(parents=True)
     with pytest.raises(UserError, match=r"holds checkpoints but no config\.json"):
         read_record(tmp_path)
 
 
-def test_it_says_what_a_person_looks_for(record, tmp_path):
+def test_the_record_holds_format_corpus_devices_and_versions(record, tmp_path):
     write_record(tmp_path, record, TOKENIZER)
     content = json.loads((tmp_path / "config.json").read_text())
     assert content["format"] == 1
@@ -67,7 +67,7 @@ def test_it_says_what_a_person_looks_for(record, tmp_path):
         '{"format": 1, "config": {"model": {"n_layer": -1}}}',
     ],
 )
-def test_a_damaged_record_is_named(damage, tmp_path):
+def test_the_error_names_a_damaged_record(damage, tmp_path):
     (tmp_path / "config.json").write_text(damage)
     with pytest.raises(UserError, match=r"config\.json"):
         read_record(tmp_path)
@@ -81,7 +81,7 @@ JSON = st.recursive(
 
 
 def read_or_refuse(folder, content):
-    """What is made of a config.json: a record that can be used, or one sentence."""
+    """Reads a config.json: the result is a usable record or a UserError."""
     (folder / "config.json").write_bytes(content)
     with contextlib.suppress(UserError):
         record = read_record(folder)
@@ -90,7 +90,7 @@ def read_or_refuse(folder, content):
 
 
 def places(content):
-    """Every dictionary in it with each of its keys."""
+    """Every dictionary in `content` with each of its keys."""
     for key, value in content.items():
         yield content, key
         if isinstance(value, dict):
@@ -104,7 +104,7 @@ def places(content):
         *(("devices", "count", "2"), ("devices", "platform", {})),
     ],
 )
-def test_what_a_record_says_has_its_type(record, tmp_path, part, name, value):
+def test_a_value_of_another_type_is_refused(record, tmp_path, part, name, value):
     write_record(tmp_path, record, TOKENIZER)
     content = json.loads((tmp_path / "config.json").read_text())
     content[part][name] = value
@@ -115,7 +115,7 @@ def test_what_a_record_says_has_its_type(record, tmp_path, part, name, value):
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """A folder, and the text of a record that can be changed in it."""
+    """A folder with a record, and the text of the record."""
     folder = tmp_path_factory.mktemp("run")
     write_record(folder, Record(Config(), "a.txt", "ab", "cpu", 2), TOKENIZER)
     return folder, (folder / "config.json").read_text().replace('"auto"', '"float32"')
@@ -123,7 +123,7 @@ def written(tmp_path_factory):
 
 @hypothesis.settings(max_examples=100)
 @given(data=st.data())
-def test_no_change_of_a_record_is_more_than_refused(written, data):
+def test_any_changed_record_is_read_or_refused(written, data):
     folder, text = written
     content = json.loads(text)
     place, key = data.draw(st.sampled_from(list(places(content))))
@@ -135,7 +135,7 @@ def test_no_change_of_a_record_is_more_than_refused(written, data):
 
 
 @pytest.mark.parametrize("content", [b"[" * 10**5, b"9" * 5000, b"\xff", b"NaN", b'"\\ud800"'])
-def test_json_that_is_odd_is_refused(tmp_path, content):
+def test_odd_json_is_refused(tmp_path, content):
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(UserError, match=r"config\.json cannot be read"):
         read_record(tmp_path)
@@ -154,7 +154,7 @@ def test_json_that_is_odd_is_refused(tmp_path, content):
     seed=st.integers(0, 2**31 - 1),
     was=JSON,
 )
-def test_any_record_comes_back(tmp_path_factory, prompt, requested, rate, seed, was):
+def test_any_record_is_read_as_it_was_written(tmp_path_factory, prompt, requested, rate, seed, was):
     config = Config().with_values("model", matmul_dtype="float32")
     config = config.with_values("sample", prompt=prompt).with_values("train", seed=seed)
     config = config.with_values("optimizer", learning_rate=rate)
@@ -165,21 +165,21 @@ def test_any_record_comes_back(tmp_path_factory, prompt, requested, rate, seed, 
     assert repr(read_record(folder)) == repr(record)  # NaN is not itself.
 
 
-def test_a_record_of_the_future_is_refused(record, tmp_path):
+def test_a_record_with_a_newer_format_is_refused(record, tmp_path):
     write_record(tmp_path, record, TOKENIZER)
     path = tmp_path / "config.json"
     path.write_text(path.read_text().replace('"format": 1', '"format": 2'))
-    with pytest.raises(UserError, match="format 2, this version reads 1"):
+    with pytest.raises(UserError, match="has format 2, but this version reads 1"):
         read_record(tmp_path)
 
 
-def test_a_folder_that_cannot_be_made_is_named(record, tmp_path):
+def test_the_error_names_a_folder_that_cannot_be_created(record, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file/run cannot be written"):
         write_record(tmp_path / "file" / "run", record, TOKENIZER)
 
 
-def test_what_was_left_to_choose_stays_as_it_was_chosen(record):
+def test_recorded_choices_are_kept(record):
     asked = record.config.with_values("model", vocab_size=0, matmul_dtype="auto")
     asked = asked.with_values("data", corpus="tinyshakespeare")
     asked = asked.with_values("mesh", cpu_devices=0)
@@ -187,7 +187,9 @@ def test_what_was_left_to_choose_stays_as_it_was_chosen(record):
 
 
 @pytest.mark.parametrize("spelling", ["./my.txt", "my.txt", "sub/../my.txt"])
-def test_a_corpus_is_the_same_however_its_path_is_spelt(record, tmp_path, monkeypatch, spelling):
+def test_other_spellings_of_the_corpus_path_are_the_same_corpus(
+    record, tmp_path, monkeypatch, spelling
+):
     monkeypatch.chdir(tmp_path)
     path = str(tmp_path / "my.txt")
     record = Record(record.config.with_values("data", corpus=path), path, "ab", "cpu", 1)
@@ -195,12 +197,12 @@ def test_a_corpus_is_the_same_however_its_path_is_spelt(record, tmp_path, monkey
     assert with_recorded_choices(asked, record) == record.config
 
 
-def test_an_explicit_choice_is_not_overridden(record):
+def test_an_explicit_value_overrides_the_recorded_choice(record):
     asked = record.config.with_values("mesh", cpu_devices=2)
     assert with_recorded_choices(asked, record).mesh.cpu_devices == 2
 
 
-def test_the_same_configuration_goes_on(record, tmp_path):
+def test_the_same_configuration_resumes(record, tmp_path):
     check_same_run(record.config, record, tmp_path)
     check_same_corpus(record.corpus_sha256, record, tmp_path)
 
@@ -213,7 +215,7 @@ def test_the_same_configuration_goes_on(record, tmp_path):
         ("train", {"microbatch_size": 1, "log_every": 3, "eval_every": 7, "checkpoint_every": 9}),
     ],
 )
-def test_what_cannot_change_the_model_may_change(record, tmp_path, section, values):
+def test_settings_that_do_not_change_the_model_may_change(record, tmp_path, section, values):
     check_same_run(record.config.with_values(section, **values), record, tmp_path)
 
 
@@ -232,14 +234,14 @@ def test_what_cannot_change_the_model_may_change(record, tmp_path, section, valu
         ("train", "batch_size", 16),
     ],
 )
-def test_what_changes_the_model_is_listed(record, tmp_path, section, name, value):
+def test_a_setting_that_changes_the_model_is_refused(record, tmp_path, section, name, value):
     old = getattr(getattr(record.config, section), name)
     with pytest.raises(UserError) as caught:
         check_same_run(record.config.with_values(section, **{name: value}), record, tmp_path)
     assert f"({section}.{name} was {old!r} and is now {value!r})" in str(caught.value)
 
 
-def test_all_differences_are_listed(record, tmp_path):
+def test_the_error_lists_all_differences(record, tmp_path):
     changed = record.config.with_values("train", seed=5).with_values("model", dropout=0.3)
     with pytest.raises(UserError, match=r"model\.dropout was 0\.25.*; train\.seed was 0"):
         check_same_run(changed, record, tmp_path)
@@ -261,17 +263,17 @@ def test_a_changed_text_is_refused(record, tmp_path):
         "data.bpe_vocab_size",
     ],
 )
-def test_what_arrays_and_tokens_depend_on_cannot_be_changed(record, tmp_path, name):
-    with pytest.raises(UserError, match=rf"--resume_allow={name} cannot be"):
+def test_settings_that_arrays_or_tokens_depend_on_cannot_be_allowed(record, tmp_path, name):
+    with pytest.raises(UserError, match=rf"--resume_allow={name} is not possible"):
         check_same_run(record.config, record, tmp_path, [name])
 
 
-def test_a_field_that_does_not_exist_cannot_be_allowed(record, tmp_path):
+def test_an_unknown_field_cannot_be_allowed(record, tmp_path):
     with pytest.raises(UserError, match=r"did you mean train\.steps\?"):
         check_same_run(record.config, record, tmp_path, ["steps"])
 
 
-def test_what_is_allowed_passes_and_the_rest_is_refused(record, tmp_path):
+def test_only_allowed_changes_pass(record, tmp_path):
     config = record.config.with_values("train", steps=20, seed=5)
     check_same_run(
         record.config.with_values("model", remat=True), record, tmp_path, ["model.remat"]

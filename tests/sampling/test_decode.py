@@ -1,4 +1,4 @@
-"""Drawing tokens: greedy, cut, skewed, repeatable; and the window past the context length."""
+"""Drawing tokens: options, random numbers, the KV cache, the window past the context length."""
 
 import dataclasses
 
@@ -16,7 +16,7 @@ from gpt_jax.config.sections import SampleConfig
 from gpt_jax.errors import UserError
 from gpt_jax.model.gpt import GPT, init_cache
 from gpt_jax.sampling import decode, sampler
-from gpt_jax.sampling.decode import extend, fill, generate, stream
+from gpt_jax.sampling.decode import draw_tokens, generate, prefill, stream
 from gpt_jax.sampling.prompt import encode_prompt, known_prompt
 from gpt_jax.sampling.sampler import _cut_to_top_k, sample_token
 from gpt_jax.text.tokenizer import CharTokenizer
@@ -26,12 +26,12 @@ LOGITS = jnp.log(jnp.array([0.1, 0.4, 0.05, 0.3, 0.15]))
 
 def draws(n=3000, **options):
     options = {"temperature": 1.0, "top_k": 0, "top_p": 1.0} | options
-    us = (jnp.arange(n) + 0.5) / n  # Evenly spread: every chance comes out exactly.
+    us = (jnp.arange(n) + 0.5) / n  # Evenly spread, so the shares are the probabilities.
     ids = jax.vmap(lambda u: sample_token(LOGITS, u, **options))(us)
     return np.bincount(ids, minlength=5) / n
 
 
-def test_chances_are_those_of_the_softmax():
+def test_probabilities_are_those_of_the_softmax():
     np.testing.assert_allclose(draws(), [0.1, 0.4, 0.05, 0.3, 0.15], atol=1e-3)
 
 
@@ -42,18 +42,18 @@ def test_temperature_sharpens_and_flattens():
 
 
 @pytest.mark.parametrize("options", [{"temperature": 0.0}, {"top_k": 1}, {"top_p": 0.01}])
-def test_greedy_takes_the_likeliest(options):
+def test_greedy_options_take_the_likeliest(options):
     assert draws(50, **options)[1] == 1
 
 
 @pytest.mark.parametrize("temperature", [1e-6, 1e-39])
-def test_a_temperature_next_to_nothing_is_greedy(temperature):
-    """The second divides logits to infinities, whose softmax is no number."""
+def test_a_tiny_temperature_is_greedy(temperature):
+    """At 1e-39, logits / temperature is infinite and its softmax would be NaN."""
     logits = jnp.array([-3.0, 20.0, 19.0])
     assert [int(sample_token(logits, u, temperature, 0, 1.0)) for u in (0.0, 0.9)] == [1, 1]
 
 
-def test_top_k_cuts_the_rest():
+def test_top_k_keeps_the_k_likeliest():
     np.testing.assert_allclose(draws(top_k=2), [0, 4 / 7, 0, 3 / 7, 0], atol=1e-3)
     np.testing.assert_array_equal(draws(top_k=5), draws())
     np.testing.assert_array_equal(draws(top_k=99), draws())
@@ -65,7 +65,7 @@ def test_top_p_keeps_the_fewest_that_reach_it():
 
 
 def test_top_k_comes_before_top_p():
-    """Of three left by top-k the first two have 0.7 / 0.85 = 0.82 of the chances."""
+    """Top-k leaves three; the first two have 0.7 / 0.85 = 0.82 of their probability."""
     np.testing.assert_allclose(draws(top_k=3, top_p=0.8), [0, 4 / 7, 0, 3 / 7, 0], atol=1e-3)
 
 
@@ -82,7 +82,7 @@ def make_model(small, block_size):
 
 
 def plain(config, params, ids, n, choose):
-    """The window rule written out, uncached: the model over exactly the tokens in view."""
+    """The window rule without a cache: the model runs over exactly the tokens in the window."""
     apply = jax.jit(GPT(config).apply)
     window, new = list(ids)[-config.block_size :], []
     for i in range(n):
@@ -97,7 +97,7 @@ def plain(config, params, ids, n, choose):
 @pytest.mark.parametrize(
     ("block_size", "length"), [(6, 1), (6, 5), (6, 6), (6, 7), (6, 20), (1, 1), (2, 3), (5, 4)]
 )
-def test_cached_greedy_text_is_the_uncached_one_past_the_window_too(small, block_size, length):
+def test_cached_greedy_text_matches_the_uncached_model_past_the_window(small, block_size, length):
     config, params = make_model(small, block_size)
     prompt = 3 * np.arange(length) % config.vocab_size
     options = SampleConfig(temperature=0.0, max_new_tokens=20)
@@ -106,7 +106,7 @@ def test_cached_greedy_text_is_the_uncached_one_past_the_window_too(small, block
     assert len(set(ids.tolist())) > 1 or block_size == 1
 
 
-def test_token_i_of_sample_j_is_drawn_with_its_own_number(model):
+def test_each_token_of_each_sample_has_its_own_random_number(model):
     config, params = model
     options = SampleConfig(temperature=1.5, top_k=7, top_p=0.9, max_new_tokens=15)
     drawn = generate(config, params, np.arange(3), options, seed=5, num_samples=3)
@@ -123,8 +123,8 @@ def test_token_i_of_sample_j_is_drawn_with_its_own_number(model):
 
 @pytest.mark.parametrize("u", [0.0, 0.999, np.nextafter(np.float32(1), np.float32(0))])
 @pytest.mark.parametrize("options", [(1.0, 0, 1.0), (1.0, 2, 1.0), (1.0, 0, 0.6), (0.01, 3, 0.5)])
-def test_no_number_draws_what_was_cut(u, options):
-    """Even where rounding leaves it above the sum of the chances."""
+def test_no_random_number_draws_a_cut_id(u, options):
+    """Even if rounding leaves the number above the sum of the probabilities."""
     logits = jnp.array([-jnp.inf, 2.0, 1.9, -3.0, -jnp.inf])
     allowed = (1, 2, 3) if options == (1.0, 0, 1.0) else (1, 2)
     assert int(sample_token(logits, u, *options)) in allowed
@@ -134,11 +134,11 @@ drawn = jax.jit(jax.vmap(sample_token, (None, 0, None, None, None)), static_argn
 
 
 def allowed(logits, temperature, top_k, top_p):
-    """The ids that may be drawn, written out in float64; chances that round to nothing count."""
+    """The ids that may be drawn, in float64, including those whose probability rounds to 0."""
     order = np.argsort(-logits, kind="stable")
     kept = [i for i in order if not top_k or logits[i] >= logits[order[min(top_k, len(order)) - 1]]]
-    chances = np.exp((logits[kept] - logits[kept].max()) / temperature) if temperature else [1.0]
-    before = np.cumsum(chances) / np.sum(chances) - chances / np.sum(chances)
+    probs = np.exp((logits[kept] - logits[kept].max()) / temperature) if temperature else [1.0]
+    before = np.cumsum(probs) / np.sum(probs) - probs / np.sum(probs)
     return {i for i, b in zip(kept, before, strict=False) if b < top_p + 1e-5}
 
 
@@ -149,7 +149,7 @@ def allowed(logits, temperature, top_k, top_p):
     top_k=st.sampled_from([0, 1, 2, 4, 5, 99]),
     top_p=st.sampled_from([1e-300, 0.3, 0.9, 1.0]) | st.floats(1e-6, 1.0),
 )
-def test_whatever_the_options_only_what_they_allow_is_drawn(logits, temperature, top_k, top_p):
+def test_only_allowed_ids_are_drawn_for_any_options(logits, temperature, top_k, top_p):
     options = SampleConfig(temperature=temperature, top_k=top_k, top_p=top_p)
     us = np.linspace(0, np.nextafter(np.float32(1), np.float32(0)), 9, dtype=np.float32)
     logits = np.array(logits)
@@ -158,7 +158,7 @@ def test_whatever_the_options_only_what_they_allow_is_drawn(logits, temperature,
 
 
 @pytest.mark.parametrize("top_k", [1, 3, 64])
-def test_counting_and_sorting_cut_the_same(top_k, monkeypatch):
+def test_top_k_by_counting_matches_top_k_by_sorting(top_k, monkeypatch):
     logits = jnp.asarray(np.random.default_rng(0).integers(0, 20, 65), jnp.float32)  # With ties.
     counted = _cut_to_top_k(logits, top_k)
     monkeypatch.setattr(sampler, "COUNTED_VOCAB", 10)
@@ -178,7 +178,7 @@ def test_devices_share_the_samples(model, num_samples):
 
 
 @pytest.mark.parametrize("num_samples", [1, 2, 8])
-def test_a_sample_is_the_same_however_many_there_are(model, num_samples):
+def test_a_sample_does_not_depend_on_the_number_of_samples(model, num_samples):
     config, params = model
     options = SampleConfig(temperature=1.0, top_k=0, max_new_tokens=40)
     many = generate(config, params, np.arange(4), options, seed=1, num_samples=9)
@@ -187,7 +187,7 @@ def test_a_sample_is_the_same_however_many_there_are(model, num_samples):
 
 
 @pytest.mark.parametrize("piece", [1, 2, 5, 100])
-def test_pieces_join_to_the_whole(model, piece):
+def test_streamed_pieces_join_to_the_generated_ids(model, piece):
     config, params = model
     options = SampleConfig(temperature=1.0, max_new_tokens=17)
     whole = generate(config, params, np.arange(4), options, seed=1, num_samples=2)
@@ -198,7 +198,7 @@ def test_pieces_join_to_the_whole(model, piece):
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0, 5.0])
 def test_padded_ids_are_never_drawn(model, temperature):
-    """However likely they are: the text is that of a model which does not have them."""
+    """However likely they are, the text is that of a model without them."""
     config, params = model
     options = SampleConfig(temperature=temperature, top_k=0, max_new_tokens=40)
     kept = 7
@@ -214,12 +214,12 @@ def test_padded_ids_are_never_drawn(model, temperature):
     assert everything.max() >= kept
 
 
-def test_no_token_asked_for_is_none_made(model):
+def test_zero_new_tokens_give_an_empty_array(model):
     options = SampleConfig(max_new_tokens=0)
     assert generate(*model, np.arange(4), options, seed=1, num_samples=2).shape == (2, 0)
 
 
-def test_a_seed_gives_its_text_and_another_seed_another(model):
+def test_the_seed_decides_the_text(model):
     config, params = model
     options = SampleConfig(temperature=9.0, max_new_tokens=30, top_k=0)
     first, again, other = (
@@ -228,31 +228,31 @@ def test_a_seed_gives_its_text_and_another_seed_another(model):
     assert first == again != other
 
 
-def test_nothing_is_compiled_for_another_length_temperature_or_seed(model):
+def test_another_length_temperature_or_seed_compiles_nothing(model):
     config, params = model
-    extend.clear_cache(), fill.clear_cache()
+    draw_tokens.clear_cache(), prefill.clear_cache()
     for length, temperature, top_p in [(1, 0.0, 1.0), (3, 0.5, 1.0), (6, 2.0, 0.3), (20, 1.0, 0.9)]:
         options = SampleConfig(temperature=temperature, top_p=top_p, max_new_tokens=length + 9)
         generate(config, params, np.zeros(length, int), options, seed=length)
-    assert (extend._cache_size(), fill._cache_size()) == (1, 1)
+    assert (draw_tokens._cache_size(), prefill._cache_size()) == (1, 1)
 
 
-def test_the_cache_is_not_copied(model):
-    """The loop on the device writes into the cache it is given."""
+def test_the_cache_is_updated_in_place(model):
+    """The loop on the device writes into the donated cache."""
     config, params = model
-    cache = fill(config, params, init_cache(config, 1), np.zeros((1, 3), np.int32), 0)
+    cache = prefill(config, params, init_cache(config, 1), np.zeros((1, 3), np.int32), 0)
     places = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(cache)]
     numbers = np.zeros((1, 6), np.float32)
-    _, new = extend(config, params, cache, np.zeros(1, int), 0, 6, numbers, 1.0, 0, 1.0, 11)
+    _, new = draw_tokens(config, params, cache, np.zeros(1, int), 0, 6, numbers, 1.0, 0, 1.0, 11)
     assert [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(new)] == places
 
 
-def test_text_is_decoded_in_float32(model, monkeypatch):
-    """In bfloat16 rounding would depend on how many samples there are."""
+def test_decoding_is_in_float32(model, monkeypatch):
+    """In bfloat16, rounding would depend on the number of samples."""
     config, params = model
     half = dataclasses.replace(config, matmul_dtype="bfloat16")
     used = []
-    for name in ("fill", "extend"):
+    for name in ("prefill", "draw_tokens"):
         original = getattr(decode, name)
         monkeypatch.setattr(
             decode, name, lambda c, *args, f=original: used.append(c) or f(c, *args)
@@ -261,7 +261,7 @@ def test_text_is_decoded_in_float32(model, monkeypatch):
     assert set(used) == {config}
 
 
-def test_an_empty_prompt_is_a_line_break_or_the_first_token():
+def test_an_empty_prompt_is_a_line_break_or_the_first_id():
     assert encode_prompt(CharTokenizer("a\nb"), "").tolist() == [0]
     assert encode_prompt(CharTokenizer("ab"), "").tolist() == [0]
     assert encode_prompt(CharTokenizer("ab\n"), "ba").tolist() == [2, 1]
@@ -269,6 +269,6 @@ def test_an_empty_prompt_is_a_line_break_or_the_first_token():
         encode_prompt(CharTokenizer("ab"), "az")
 
 
-def test_a_prompt_that_is_not_known_is_empty():
+def test_a_default_prompt_with_unknown_characters_is_empty():
     assert known_prompt(CharTokenizer("ab"), "ab") == "ab"
     assert known_prompt(CharTokenizer("ab"), "abc") == ""

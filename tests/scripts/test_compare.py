@@ -1,4 +1,4 @@
-"""compare.py: one row and one curve for each run."""
+"""compare.py: one line and one curve for each run."""
 
 import json
 import re
@@ -7,12 +7,13 @@ import shutil
 import compare
 import pytest
 
+from gpt_jax.config import Config
 from gpt_jax.training.log import read_metrics
 
 
 @pytest.fixture
 def other(trained, tmp_path):
-    """A copy of a run, as if it had been wider and worse."""
+    """A copy of a run that claims to be wider, with a worse log."""
     copy = shutil.copytree(trained, tmp_path / "other")
     record = json.loads((copy / "config.json").read_text(encoding="utf-8"))
     record["config"]["model"]["n_embd"] = 64
@@ -26,17 +27,19 @@ def other(trained, tmp_path):
     return copy
 
 
-def test_a_row_for_each_run_and_a_picture(trained, other, tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "80")
+def test_the_table_has_a_line_for_each_run_and_the_picture_is_drawn(
+    trained, other, tmp_path, capsys
+):
     out = tmp_path / "curves.png"
     assert compare.main(["scripts/compare.py", str(trained), f"{other}/", f"--out={out}"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert re.split("  +", lines[0].strip()) == list(compare.COLUMNS)
+    assert re.split("  +", lines[0].strip()) == ["run", *compare.COLUMNS]
     entries = read_metrics(trained / "metrics.jsonl")
     assert lines[1].split()[:3] == [str(trained), "200", f"{entries[-1]['val/loss']:.4f}"]
-    row = [str(other), "20", "3.7500", "3.5000", "10", "1:05", "1,200", "n_embd=64"]
+    row = [str(other), "20", "3.7500", "3.5000", "10", "1:05", "1,200"]
     assert lines[2].split() == row
-    assert lines[3] == f"curves: {out}"
+    assert lines[3].strip() == "n_embd=64"
+    assert lines[-1] == f"curves: {out}"
     assert out.read_bytes().startswith(b"\x89PNG")
 
 
@@ -58,6 +61,25 @@ def test_bad_input_gets_one_sentence_and_status_2(trained, flags, words, capsys)
     err = capsys.readouterr().err
     assert re.fullmatch(r"error: [^\n]+\n", err), err
     assert re.search(words, err)
+
+
+def test_the_table_fits_80_columns_and_breaks_no_name():
+    entries = [{"step": 3_000, "val/loss": 1.5, "tokens_per_s": 123_456, "elapsed_s": 40_000}]
+    model = {"n_layer": 6, "n_head": 6, "n_embd": 384, "block_size": 256, "dropout": 0.2}
+    wide = Config.from_dict({"model": model, "optimizer": {"learning_rate": 1e-3, "b2": 0.95}})
+    names = ["runs/tiny", "runs/a-name-much-longer-than-its-column"]
+    lines = compare.table(
+        {name: (config, entries) for name, config in zip(names, (Config(), wide), strict=True)}, 80
+    ).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[1].startswith("runs/tiny ")
+    assert lines[2] == names[1]
+    assert lines[3].split() == ["3,000", "1.5000", "1.5000", "3,000", "11:06:40", "123,456"]
+    assert "".join(lines[4:]).replace(" ", "").split(",") == [
+        *("block_size=256", "n_layer=6", "n_head=6", "n_embd=384", "dropout=0.2"),
+        *("learning_rate=0.001", "b2=0.95"),
+    ]
+    assert all(line.startswith("    ") for line in lines[4:])
 
 
 def test_a_run_without_a_log_is_named(other, capsys):

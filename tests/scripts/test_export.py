@@ -1,4 +1,4 @@
-"""export.py: from a run's folder to a folder of Hugging Face's."""
+"""export.py: from a run's folder to a folder in Hugging Face's format."""
 
 import export
 import numpy as np
@@ -16,23 +16,23 @@ def run(*flags):
 
 
 def begin(workdir, text, *flags):
-    """A run without steps."""
+    """Makes a run without steps."""
     words = [f"data.corpus={text}", "train.steps=0", "train.batch_size=8", "mesh.cpu_devices=1"]
     words = [f"--config.{word}" for word in words] + [f"--workdir={workdir}", *flags]
     assert train.main(["scripts/train.py", *words]) == 0
     return workdir
 
 
-def test_a_run_is_exported_and_what_is_told(trained, tmp_path, capsys):
+def test_a_run_is_exported_and_its_step_is_printed(trained, tmp_path, capsys):
     out = tmp_path / "out"
     assert run(f"--workdir={trained}", "--step=latest", f"--out={out}") == 0
-    assert f"{trained}, step 200 (held-out loss" in capsys.readouterr().out
+    assert f"{trained}, step 200 (validation loss" in capsys.readouterr().out
     assert open_folder(out).config.n_layer == 2
 
 
 @pytest.mark.parametrize("kind", ["char", "byte"])
 def test_an_exported_model_comes_back_as_a_run(trained, text_file, tmp_path, kind):
-    """What it did not have before are biases, of zeros."""
+    """The new parameters are biases, and they are zeros."""
     if kind == "byte":
         model = ("n_layer=1", "n_embd=12", "n_head=3", "block_size=16")
         flags = ["--config.data.tokenizer=byte", *(f"--config.model.{word}" for word in model)]
@@ -48,12 +48,12 @@ def test_an_exported_model_comes_back_as_a_run(trained, text_file, tmp_path, kin
     assert type(new.tokenizer) is CharTokenizer or kind == "byte"
 
 
-def test_a_folder_that_exists_is_refused_before_anything_is_loaded(
+def test_an_existing_folder_is_refused_before_the_model_is_loaded(
     trained, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.setattr(export.gpt_jax, "load", None)
     assert run(f"--workdir={trained}", f"--out={tmp_path}") == 2
-    assert "exists: name a new folder" in capsys.readouterr().err
+    assert "exists: choose a new folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -61,12 +61,13 @@ def test_a_folder_that_exists_is_refused_before_anything_is_loaded(
     [
         (["--workdir={trained}"], "--out is not given"),
         (["--workdir={folder}/none", "--out={folder}/out"], "holds no run"),
-        (["--workdir={trained}", "--out={folder}"], "exists: name a new folder"),
+        (["--workdir={trained}", "--out={folder}"], "exists: choose a new folder"),
         (["--workdir={trained}", "--out={folder}/out", "--step=7"], "has no step '7'"),
     ],
 )
-def test_what_cannot_work_is_one_sentence(trained, tmp_path, capsys, flags, words):
+def test_bad_input_gets_one_sentence_and_status_2(trained, tmp_path, capsys, flags, words):
     assert run(*(flag.format(trained=trained, folder=tmp_path) for flag in flags)) == 2
     err = capsys.readouterr().err
-    assert words in err and err.count("\n") == 1
+    assert words in err and "Traceback" not in err
+    assert err.splitlines()[-1].startswith("error: ") and err.count("error") == 1
     assert list(tmp_path.iterdir()) == []

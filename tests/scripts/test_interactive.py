@@ -8,7 +8,7 @@ import gpt_jax
 
 @pytest.fixture
 def talk(trained, capsys, monkeypatch):
-    """What is answered to lines typed; a line that is an exception is raised instead."""
+    """Types lines and returns the output; a line that is an exception is raised instead."""
 
     def call(*lines, flags=("--max_new_tokens=12",)):
         typed = iter([*lines, EOFError()])
@@ -32,24 +32,24 @@ def model(trained):
     return gpt_jax.load(trained)
 
 
-def test_a_prompt_is_continued_and_every_text_has_its_own_seed(talk, model):
+def test_each_text_continues_its_prompt_with_its_own_seed(talk, model):
     out = talk("KING", "KING").out
     texts = [model.generate("KING", max_new_tokens=12, seed=seed) for seed in (0, 1)]
     assert out == "".join(text + "\n" for text in texts)
     assert texts[0] != texts[1]
 
 
-def test_it_says_that_it_completes_and_does_not_chat(talk):
+def test_the_help_says_that_it_completes_text(talk):
     assert "completes text, it does not chat" in talk().err
 
 
-def test_enter_alone_goes_on_with_the_last_text(talk, model):
+def test_enter_alone_continues_the_last_text(talk, model):
     first = model.generate("KING", max_new_tokens=12, seed=0)
     second = model.generate(first, max_new_tokens=12, seed=1)
     assert talk("KING", "").out == first + "\n" + second.removeprefix(first) + "\n"
 
 
-def test_a_line_break_can_be_typed(talk, model):
+def test_a_typed_backslash_n_is_a_line_break(talk, model):
     assert talk(r"KING\nThe").out == model.generate("KING\nThe", max_new_tokens=12) + "\n"
 
 
@@ -70,11 +70,11 @@ def test_commands_change_the_settings(talk, model):
         ("/t warm", "temperature = 'warm' is not a number"),
         ("/k", "top_k = '' is not a number"),
         ("/s -1", "seed = -1"),
-        ("/prompt x", "/prompt is no command: /help shows them"),
+        ("/prompt x", "/prompt is not a command: /help lists them"),
         ("Theπ", "'π' (U+03C0) at position 3"),
     ],
 )
-def test_a_mistake_is_told_and_nothing_changes(talk, model, line, words):
+def test_a_mistake_gets_a_sentence_and_changes_nothing(talk, model, line, words):
     out, err = talk(line, "KING")
     assert "error: " in err
     assert words in err

@@ -1,4 +1,4 @@
-"""prepare.py: a text prepared and trained on; one sentence for what cannot be."""
+"""prepare.py: preparing a text, training on it, and bad input."""
 
 import json
 import shutil
@@ -66,7 +66,7 @@ def test_a_run_on_a_prepared_corpus_is_the_run_on_its_text(script, text_file, tm
     assert train_on(out, tmp_path / "ids", *more) == 0
 
 
-def test_a_run_does_not_go_on_with_a_corpus_that_was_made_anew(script, tmp_path, capsys):
+def test_a_run_does_not_resume_with_a_corpus_that_was_prepared_again(script, tmp_path, capsys):
     text = tmp_path / "a.txt"
     text.write_text(play.write()[:20_000], encoding="utf-8")
     for number in range(2):
@@ -80,29 +80,29 @@ def test_a_run_does_not_go_on_with_a_corpus_that_was_made_anew(script, tmp_path,
     assert "has changed since the run" in capsys.readouterr().err
 
 
-def test_a_run_and_a_gpt2_are_not_prepared_into(script, trained, text_file, tmp_path):
+def test_the_folder_of_a_run_or_of_gpt2_weights_is_refused(script, trained, text_file, tmp_path):
     for source in (trained, GPT2_TINY):
         folder = shutil.copytree(source, tmp_path / source.name)
         before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
         status, _, err = script(f"--corpus={text_file}", f"--out={folder}", f"--tokenizer={folder}")
         assert status == 2
-        assert "config.json is there and of no preparation" in err
+        assert "config.json exists but does not belong to this preparation" in err
         assert {path: path.read_bytes() for path in before} == before
         assert not (folder / "tokens.bin").exists()
 
 
-def test_check_reads_all_and_names_what_is_damaged(script, text_file, tmp_path):
+def test_check_reads_everything_and_names_the_damage(script, text_file, tmp_path):
     out = tmp_path / "out"
     script(f"--corpus={text_file}", f"--out={out}", "--tokenizer=bpe", "--bpe_vocab_size=300")
     status, told, err = script("--check", f"--out={out}")
     assert (status, err) == (0, "")
-    assert "as they were made" in told
+    assert "all unchanged" in told
     ids = np.memmap(out / "tokens.bin", "<u2", "r+")
     ids[5] ^= 1
     ids.flush()
     status, told, err = script("--check", f"--out={out}")
     assert (status, told) == (2, "")
-    assert "tokens.bin is damaged (shard 0 is not what it was)" in err
+    assert "tokens.bin is damaged (shard 0 has changed)" in err
     assert err.count("\n") == 1
 
 
@@ -119,10 +119,10 @@ def test_check_reads_all_and_names_what_is_damaged(script, text_file, tmp_path):
         (["--out=out", "--corpus=a.txt", "--shard_tokens=0"], "shard_tokens = 0"),
         (["--out=out", "--corpus=bad.txt"], "bad.txt is not UTF-8: byte 0xff at offset 1"),
         (["--out=a.txt", "--corpus=a.txt"], "check it, or use another folder"),
-        (["--out=out", "--check"], "out is no finished corpus"),
+        (["--out=out", "--check"], "out is not a finished corpus"),
     ],
 )
-def test_what_cannot_be_is_one_sentence(script, tmp_path, monkeypatch, flags, message):
+def test_bad_input_gets_one_sentence_and_status_2(script, tmp_path, monkeypatch, flags, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.txt").write_text("text")
     (tmp_path / "bad.txt").write_bytes(b"a\xff")

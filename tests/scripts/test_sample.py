@@ -1,4 +1,4 @@
-"""sample.py: texts on standard output, all else on stderr, one sentence for what cannot be."""
+"""sample.py: texts on standard output, messages on stderr, and bad input."""
 
 import json
 import os
@@ -26,12 +26,15 @@ def run(trained, capsys):
     return call
 
 
-def test_text_alone_is_on_standard_output(run, trained):
+def test_standard_output_gets_only_text(run, trained):
     model = gpt_jax.load(trained)
     status, out, err = run("--max_new_tokens=30", "--seed=2")
     assert status == 0
     assert out == model.generate(max_new_tokens=30, seed=2) + "\n"
-    assert err == f"{trained}, step {model.step:,}: {model.described_loss}\n"
+    assert err.splitlines() == [
+        f"loading {trained}",
+        f"{trained}, step {model.step:,}: {model.described_loss}",
+    ]
 
 
 def test_every_flag_reaches_the_model(run, trained):
@@ -50,20 +53,20 @@ def test_temperature_0_is_greedy(run):
     assert run("--temperature=0", "--seed=1")[1] == run("--temperature=0", "--seed=2")[1]
 
 
-def test_samples_are_separated_by_a_line_that_is_in_none_of_them(run, trained):
+def test_samples_are_separated_by_a_line_that_none_of_them_has(run, trained):
     texts = gpt_jax.load(trained).generate_batch(num_samples=3, max_new_tokens=30)
     out = run("--num_samples=3", "--max_new_tokens=30")[1]
     assert re.split(r"\n=+ sample \d of 3 =+\n", out.removesuffix("\n")) == texts
     assert "\n======== sample 2 of 3 ========\n" in out
 
 
-def test_a_text_with_bars_gets_a_longer_bar():
+def test_texts_with_bars_are_separated_by_a_longer_bar():
     texts = ["a\n=========\nb", "========c"]
     out = sample.joined(texts)
     assert out.removesuffix("\n").split("\n========== sample 2 of 2 ==========\n") == texts
 
 
-def test_out_has_all_texts_in_one_file(run, tmp_path):
+def test_out_writes_all_texts_into_one_file(run, tmp_path):
     path = tmp_path / "texts.txt"
     path.write_text("old")
     status, out, err = run("--num_samples=2", f"--out={path}")
@@ -73,7 +76,7 @@ def test_out_has_all_texts_in_one_file(run, tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_without_workdir_the_run_saved_last_is_taken(trained, tmp_path, monkeypatch, capsys):
+def test_without_workdir_the_run_saved_last_is_used(trained, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for number, name in enumerate(["old", "new", "older"]):
         shutil.copytree(trained, tmp_path / "runs" / name)
@@ -82,13 +85,13 @@ def test_without_workdir_the_run_saved_last_is_taken(trained, tmp_path, monkeypa
             os.utime(path, (age, age))
     (tmp_path / "runs" / "just begun").mkdir()
     assert sample.main(["scripts/sample.py", "--max_new_tokens=1"]) == 0
-    assert capsys.readouterr().err.startswith(f"{os.path.join('runs', 'new')}, step ")
+    assert f"{os.path.join('runs', 'new')}, step " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--prompt=Theπ"], r"'π' \(U\+03C0\) at position 3 .* leave it out"),
+        (["--prompt=Theπ"], r"'π' \(U\+03C0\) at position 3 .* remove it"),
         (["--temperature=-1"], r"sample\.temperature = -1\.0 .* 0 to 1000"),
         (["--temperature=nan"], r"sample\.temperature = nan"),
         (["--temperature=warm"], "temperature=warm"),
@@ -109,12 +112,12 @@ def test_without_workdir_the_run_saved_last_is_taken(trained, tmp_path, monkeypa
 def test_bad_input_gets_one_sentence_and_status_2(run, flags, words):
     status, out, err = run(*flags)
     assert (status, out) == (2, "")
-    assert re.fullmatch(r"(\S+, step .*\n)?error: [^\n]+\n", err), err
+    assert re.fullmatch(r"(loading .*\n)?(\S+, step .*\n)?error: [^\n]+\n", err), err
     assert re.search(words, err)
 
 
-def test_out_that_cannot_be_written_is_told_before_a_text_is_made(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(sample, "joined", lambda texts: pytest.fail("it makes a text"))
+def test_an_unwritable_out_is_refused_before_a_text_is_drawn(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(sample, "joined", lambda texts: pytest.fail("it draws a text"))
     for path in (tmp_path, "/", tmp_path / "no folder" / "x.txt"):
         status, _, err = run(f"--out={path}")
         assert status == 2
@@ -122,7 +125,7 @@ def test_out_that_cannot_be_written_is_told_before_a_text_is_made(run, tmp_path,
     assert list(tmp_path.iterdir()) == []
 
 
-def test_out_that_is_no_regular_file_is_written_into(run, tmp_path):
+def test_out_may_be_a_device(run, tmp_path):
     link = tmp_path / "link"
     link.symlink_to("/dev/null")
     assert run(f"--out={link}")[0] == 0
@@ -131,7 +134,7 @@ def test_out_that_is_no_regular_file_is_written_into(run, tmp_path):
 
 
 @pytest.mark.parametrize(("terminal", "piece"), [(True, sample.STREAMED_TOKENS), (False, 0)])
-def test_a_terminal_sees_the_text_as_it_is_made(run, monkeypatch, terminal, piece):
+def test_a_terminal_shows_the_text_while_it_is_drawn(run, monkeypatch, terminal, piece):
     flushed, sizes = [], []
     original = gpt_jax.api.TrainedModel.stream
 
@@ -150,7 +153,7 @@ def test_a_terminal_sees_the_text_as_it_is_made(run, monkeypatch, terminal, piec
 
 
 @pytest.mark.parametrize("script", [sample, evaluate, train])
-def test_a_run_that_was_tampered_with_is_one_sentence(script, trained, tmp_path, capsys):
+def test_a_damaged_run_gets_one_sentence(script, trained, tmp_path, capsys):
     """Its configuration, its tokenizer, or a checkpoint of another model."""
     record = json.loads((trained / "config.json").read_text(encoding="utf-8"))
     overrides = [
@@ -162,24 +165,24 @@ def test_a_run_that_was_tampered_with_is_one_sentence(script, trained, tmp_path,
         ("config.json", lambda text: text[:-20]),
         ("tokenizer.json", lambda text: text[:-20]),
     ]
-    if script is not train:  # Which compares the configuration it is given first.
+    if script is not train:  # train.py compares the configuration first.
         damages.append(("config.json", lambda text: text.replace('"n_layer": 2', '"n_layer": 1')))
     for number, (name, damage) in enumerate(damages):
         copy = shutil.copytree(trained, tmp_path / str(number))
-        (copy / "samples" / "200.txt").unlink()  # So that training has something to do.
+        (copy / "samples" / "200.txt").unlink()  # Otherwise the run is finished.
         path = copy / name
         path.write_text(damage(path.read_text(encoding="utf-8")), encoding="utf-8")
         flags = [f"--workdir={copy}", *(overrides if script is train else [])]
         assert script.main([script.__file__, *flags]) == 2
         err = capsys.readouterr().err
-        assert re.fullmatch(r"error: [^\n]+\n", err), err
+        assert re.fullmatch(r"((loading|evaluating) .*\n)?error: [^\n]+\n", err), err
         assert "restore the" in err
 
 
-def test_a_folder_without_a_run_is_named(run, tmp_path, monkeypatch, capsys):
+def test_a_folder_without_a_run_is_an_error(run, tmp_path, monkeypatch, capsys):
     status, _, err = run(workdir=tmp_path / "nothing")
     assert status == 2
-    assert re.fullmatch(r"error: .*nothing holds no run .*\n", err)
+    assert re.search(r"error: .*nothing holds no run .*\n", err)
     monkeypatch.chdir(tmp_path)
     assert sample.main(["scripts/sample.py"]) == 2
     assert re.search("no run with a checkpoint in .*runs: train one", capsys.readouterr().err)
@@ -195,7 +198,7 @@ def test_a_folder_without_a_run_is_named(run, tmp_path, monkeypatch, capsys):
         ("compare.py", ["{run}", "--out=/dev/null"]),
     ],
 )
-def test_a_reader_that_stops_early_is_no_traceback(trained, script, flags, also_stderr):
+def test_a_closed_pipe_gives_a_sentence_and_no_traceback(trained, script, flags, also_stderr):
     """sample.py | head, and sample.py 2>&1 | head"""
     command = [sys.executable, ROOT / "scripts" / script]
     command += [flag.format(run=trained) for flag in flags]
@@ -211,7 +214,7 @@ def test_a_reader_that_stops_early_is_no_traceback(trained, script, flags, also_
         assert "Traceback" not in process.stderr
 
 
-def test_streams_that_are_closed_outright_are_no_traceback(trained):
+def test_closed_streams_give_no_traceback(trained):
     """sample.py >&-, sample.py --interactive <&-"""
     script = f"{sys.executable} {ROOT}/scripts/sample.py --workdir={trained} --max_new_tokens=2"
     for command in (f"{script} >&-", f"{script} --interactive <&-"):
@@ -220,13 +223,13 @@ def test_streams_that_are_closed_outright_are_no_traceback(trained):
         assert "Traceback" not in done.stderr
 
 
-def test_what_a_terminal_cannot_show_becomes_a_question_mark(trained, tmp_path):
+def test_characters_a_terminal_lacks_become_question_marks(trained, tmp_path):
     run = shutil.copytree(trained, tmp_path / "run")
     tokenizer = run / "tokenizer.json"
     text = tokenizer.read_text(encoding="utf-8")
     characters = gpt_jax.load(trained).tokenizer.characters
     assert "z" in characters
-    tokenizer.write_text(text.replace("z", "東"), encoding="utf-8")  # The last one in order, too.
+    tokenizer.write_text(text.replace("z", "東"), encoding="utf-8")  # It stays the last in order.
     command = [sys.executable, ROOT / "scripts" / "sample.py", f"--workdir={run}"]
     flags = ["--prompt=東", "--max_new_tokens=0"]
     ascii_only = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}

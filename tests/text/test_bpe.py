@@ -1,4 +1,4 @@
-"""Byte pairs: exact both ways, the library's own ids however a text is cut, GPT-2's files read."""
+"""Byte pairs: exact both ways, the library's own ids however a text is split; GPT-2's files."""
 
 import json
 import subprocess
@@ -16,7 +16,7 @@ from gpt_jax.text import bpe, play, tokenizer
 from gpt_jax.text.tokenizer import BPETokenizer
 from gpt_jax.text.tokenizer_file import load_tokenizer, make_tokenizer, save_tokenizer
 
-# What tokenizers differ in: words, numbers, spaces of all kinds, scripts, marks, what is special.
+# Where tokenizers differ: words, numbers, spaces of all kinds, scripts, marks, special tokens.
 PAGE = (
     "Don't SHOUT, it's 1984; we'll pay 12,000.50 (or ½) — she\u2019d've said:\n\n\n"
     "\tdef f(x):\r\n\t\treturn x**2  # two  spaces,   three \u3000 wide\u00a0no-break\u0085next\n"
@@ -31,12 +31,12 @@ def content_of(text, vocab_size=400):
     return bpe.train([text], vocab_size)
 
 
-# With merges across spaces and across controls, so that a cut in a wrong place changes ids.
+# It has merges across spaces and control characters, so a wrong split changes ids.
 CONTENT = content_of(PAGE + play.write()[:20_000] + "x!\x1c! \n\t\n  \n \r\n" * 200)
 TOKENIZER = BPETokenizer(CONTENT)
 LIBRARY = tokenizers.Tokenizer.from_str(json.dumps(CONTENT))
 ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]))
-# Spaces and words in every order, which single characters rarely come in.
+# Spaces and words in every order, which single random characters rarely give.
 WORDS = st.lists(
     st.sampled_from([*" \n\t\r\x1c\u00a0", "  ", "a", "the", "'s", "!", "7", "é", "東"])
 )
@@ -44,7 +44,7 @@ WORDS = st.lists(
 
 @pytest.fixture
 def folder(tmp_path):
-    """Folders with the same tokenizer in each of the forms that are read."""
+    """Folders with the same tokenizer in each supported form."""
     for name in FOLDERS:
         (tmp_path / name).mkdir()
     LIBRARY.save(str(tmp_path / "whole" / "tokenizer.json"))
@@ -61,14 +61,14 @@ def test_any_text_round_trips(text):
 
 
 @given(ANY_TEXT, st.integers(1, 5))
-def test_ids_in_pieces_give_whole_characters_and_the_whole_text(text, size):
+def test_ids_in_pieces_decode_to_whole_characters_and_the_whole_text(text, size):
     ids, decode = TOKENIZER.encode(text), TOKENIZER.decoder()
     parts = [decode(ids[i : i + size], False) for i in range(0, len(ids), size)]
     assert "�" not in "".join(parts).replace("�", "", text.count("�"))
     assert "".join([*parts, decode([], True)]) == text
 
 
-def test_half_a_character_is_held_back_and_replaced_at_the_end():
+def test_half_a_character_waits_and_is_replaced_at_the_end():
     ids, decode = TOKENIZER.encode("\U0001f9ff"), TOKENIZER.decoder()
     assert len(ids) > 1
     assert decode(ids[:1], False) == ""
@@ -76,7 +76,7 @@ def test_half_a_character_is_held_back_and_replaced_at_the_end():
     assert TOKENIZER.decode(ids[:1]) == "�"
 
 
-def test_ids_and_bytes_are_the_librarys_own():
+def test_ids_and_their_texts_equal_the_librarys():
     ids = TOKENIZER.encode(PAGE)
     assert ids.tolist() == LIBRARY.encode(PAGE, add_special_tokens=False).ids
     assert TOKENIZER.vocab_size == LIBRARY.get_vocab_size() == 400
@@ -85,17 +85,17 @@ def test_ids_and_bytes_are_the_librarys_own():
 
 
 @given(WORDS, st.integers(1, 9))
-def test_a_text_has_the_same_ids_however_it_is_cut_between_words(words, size):
+def test_a_text_has_the_same_ids_however_it_is_split_between_words(words, size):
     text = "".join(words)
     cut = list(bpe.pieces([text], size))
     assert "".join(cut) == text
-    if all(len(piece) < size for piece in cut[:-1]):  # Else a word was longer.
+    if all(len(piece) < size for piece in cut[:-1]):  # Otherwise a word was longer than `size`.
         ids = [i for piece in cut for i in LIBRARY.encode(piece).ids]
         assert ids == LIBRARY.encode(text).ids
 
 
 @given(WORDS, st.integers(1, 9), st.integers(1, 9))
-def test_pieces_do_not_depend_on_how_the_text_arrives(words, size, block):
+def test_pieces_do_not_depend_on_the_blocks(words, size, block):
     text = "".join(words)
     blocks = [text[i : i + block] for i in range(0, len(text), block)]
     pieces = list(bpe.pieces(blocks, size))
@@ -104,32 +104,32 @@ def test_pieces_do_not_depend_on_how_the_text_arrives(words, size, block):
     assert list(bpe.pieces(pieces[1:], size)) == pieces[1:]
 
 
-def test_a_long_text_is_encoded_in_pieces(monkeypatch):
+def test_encoding_in_pieces_gives_the_same_ids(monkeypatch):
     whole = TOKENIZER.encode(PAGE).tolist()
     monkeypatch.setattr(tokenizer, "ENCODED_AT_ONCE", 100)
     assert TOKENIZER.encode(PAGE).tolist() == whole
 
 
-def test_pieces_of_a_text_without_spaces_have_the_most_that_is_allowed():
+def test_pieces_of_a_text_without_spaces_have_the_maximum_size():
     assert list(bpe.pieces(["x" * 10 + " " * 10], 4)) == ["xxxx", "xxxx", "xx", *["    "] * 2, "  "]
 
 
-def test_the_special_token_is_one_in_a_text_too():
+def test_the_end_of_text_token_in_a_text_is_one_id():
     ids = TOKENIZER.encode("a<|endoftext|> b")
     assert ids[1] == 0
     assert len(ids) == 3 + (len(TOKENIZER.encode(" b")) - 1)
     assert TOKENIZER.decode(ids) == "a<|endoftext|> b"
 
 
-def test_no_merge_is_learnt_for_the_letters_of_the_special_token():
+def test_training_learns_no_merges_from_the_end_of_text_token():
     tokenizer = BPETokenizer(content_of("<|endoftext|>" * 50, 300))
     assert tokenizer.vocab_size == 257
 
 
 def test_training_is_a_function_of_the_text():
-    """In another process, and however the text arrives."""
+    """It is the same in another process, and however the text arrives."""
     code = (
-        "import json, sys; from gpt_jax import bpe, play\n"
+        "import json, sys; from gpt_jax.text import bpe, play\n"
         "text = play.write()[:20_000]\n"
         "print(json.dumps(bpe.train([text[:777], text[777:]], 400)))"
     )
@@ -137,26 +137,26 @@ def test_training_is_a_function_of_the_text():
     assert json.loads(done.stdout) == content_of(play.write()[:20_000]), done.stderr
 
 
-def test_the_commonest_pair_is_merged_first_and_a_small_text_has_few_tokens():
+def test_the_most_frequent_pair_is_merged_first_and_a_small_text_has_few_tokens():
     tokenizer = BPETokenizer(content_of("abab abab ab", 1024))
     assert tokenizer.vocab_size < 270
     assert tokenizer.decode([257]) == "ab"
 
 
-def test_half_a_surrogate_pair_is_named():
+def test_the_error_names_half_a_surrogate_pair():
     with pytest.raises(UserError, match="position 1"):
         TOKENIZER.encode("a\udc80")
 
 
 @pytest.mark.parametrize("name", [*FOLDERS, "whole/tokenizer.json", "run/tokenizer.json"])
-def test_all_forms_of_the_files_are_read(folder, name):
+def test_every_form_of_the_files_is_read(folder, name):
     read = make_tokenizer(str(folder / name), [], 0)
     assert read.vocab_size == 400
     np.testing.assert_array_equal(read.encode(PAGE), TOKENIZER.encode(PAGE))
 
 
 @pytest.mark.parametrize("name", FOLDERS)
-def test_json_keeps_it(folder, name):
+def test_a_saved_tokenizer_loads_unchanged(folder, name):
     tokenizer = make_tokenizer(str(folder / name), [], 0)
     save_tokenizer(tokenizer, folder / "saved.json")
     loaded = load_tokenizer(folder / "saved.json")
@@ -164,18 +164,18 @@ def test_json_keeps_it(folder, name):
     np.testing.assert_array_equal(loaded.encode(PAGE), tokenizer.encode(PAGE))
 
 
-def test_what_was_left_in_a_file_about_cutting_and_filling_is_not_heeded(folder):
-    LIBRARY_COPY = tokenizers.Tokenizer.from_str(LIBRARY.to_str())
-    LIBRARY_COPY.enable_truncation(5)
-    LIBRARY_COPY.enable_padding(length=7)
-    LIBRARY_COPY.save(str(folder / "tokenizer.json"))
+def test_truncation_and_padding_in_a_file_are_ignored(folder):
+    copy = tokenizers.Tokenizer.from_str(LIBRARY.to_str())
+    copy.enable_truncation(5)
+    copy.enable_padding(length=7)
+    copy.save(str(folder / "tokenizer.json"))
     read = make_tokenizer(str(folder / "tokenizer.json"), [], 0)
     np.testing.assert_array_equal(read.encode(PAGE), TOKENIZER.encode(PAGE))
     assert read.encode("a").tolist() == TOKENIZER.encode("a").tolist()
 
 
 def changed(**changes):
-    """A copy of the content with values replaced, under their paths."""
+    """A copy of CONTENT with other values at the given paths."""
     content = json.loads(json.dumps(CONTENT))
     for path, value in changes.items():
         *parents, name = path.split("__")
@@ -192,17 +192,17 @@ def changed(**changes):
         (changed(normalizer={"type": "Lowercase"}), "changes the text"),
         (changed(pre_tokenizer__add_prefix_space=True), "changes the text"),
         (changed(model__dropout=0.5), "changes the text"),
-        (changed(pre_tokenizer={"type": "Whitespace"}), "no byte-level BPE"),
-        (changed(pre_tokenizer__use_regex=False), "no byte-level BPE"),
+        (changed(pre_tokenizer={"type": "Whitespace"}), "not byte-level BPE"),
+        (changed(pre_tokenizer__use_regex=False), "not byte-level BPE"),
         (changed(model__end_of_word_suffix="</w>"), "prefixes or suffixes"),
-        (changed(added_tokens__0__lstrip=True), "takes the spaces"),
-        (changed(added_tokens__0__content="<a b>"), "has spaces"),
+        (changed(added_tokens__0__lstrip=True), "absorbs the spaces"),
+        (changed(added_tokens__0__content="<a b>"), "contains spaces"),
         (changed(model={"type": "BPE", "vocab": {"a": 1}, "merges": []}), "lacks some of the 256"),
         (changed(model__vocab=CONTENT["model"]["vocab"] | {"東": 400}), "not made of bytes"),
         ({"a": 1}, r"cannot|missing|expected|did not match"),
     ],
 )
-def test_a_tokenizer_of_another_family_is_refused(content, reason, tmp_path):
+def test_a_tokenizer_unlike_gpt2s_is_refused(content, reason, tmp_path):
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps(content))
     with pytest.raises(UserError, match=rf"no tokenizer can be read from .*({reason})"):
@@ -213,25 +213,25 @@ def test_a_tokenizer_of_another_family_is_refused(content, reason, tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", "\xff"])
-def test_a_damaged_file_is_named(content, tmp_path):
+def test_the_error_names_a_damaged_file(content, tmp_path):
     (tmp_path / "tokenizer.json").write_text(content, encoding="latin-1")
     with pytest.raises(UserError, match="no tokenizer can be read from"):
         make_tokenizer(str(tmp_path), [], 0)
 
 
-def test_a_folder_without_the_files_is_told_what_it_lacks(tmp_path):
+def test_the_error_for_an_incomplete_folder_names_the_files_it_needs(tmp_path):
     (tmp_path / "vocab.json").write_text("{}")
     with pytest.raises(UserError, match=r"no tokenizer can be read .* vocab.json and merges.txt"):
         make_tokenizer(str(tmp_path), [], 0)
 
 
-def test_a_name_that_is_no_path_is_told_all_choices(tmp_path, monkeypatch):
+def test_the_error_for_an_unknown_name_lists_the_choices(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"data.tokenizer = 'words' is not char, byte or bpe, and"):
         make_tokenizer("words", [], 0)
 
 
-def test_where_the_library_is_missing_the_command_that_installs_it_is_told(monkeypatch, tmp_path):
+def test_the_error_for_a_missing_library_gives_the_command_that_installs_it(monkeypatch, tmp_path):
     save_tokenizer(TOKENIZER, tmp_path / "tokenizer.json")
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     for attempt in (
@@ -244,7 +244,7 @@ def test_where_the_library_is_missing_the_command_that_installs_it_is_told(monke
 
 
 @pytest.mark.parametrize("name", ["whole", "pair"])
-def test_ids_are_those_of_transformers(folder, name):
+def test_ids_equal_those_of_transformers(folder, name):
     transformers = pytest.importorskip("transformers")
     (folder / name / "config.json").write_text('{"model_type": "gpt2"}')
     theirs = transformers.GPT2TokenizerFast.from_pretrained(folder / name)

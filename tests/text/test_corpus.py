@@ -1,4 +1,4 @@
-"""Where text comes from: files, folders, globs, the play, and a download from a local server."""
+"""Sources of text: files, folders, globs, the play, and a download from a local server."""
 
 import functools
 import hashlib
@@ -8,10 +8,11 @@ import threading
 import pytest
 
 from gpt_jax import files
+from gpt_jax.config.sections import DataConfig
 from gpt_jax.errors import UserError
-from gpt_jax.runs.record import Record
+from gpt_jax.runs import Record, same_tokens
 from gpt_jax.text import corpus, play
-from gpt_jax.training import run
+from gpt_jax.text.tokens import new_tokens
 
 CONTENT = b"First Citizen:\nThis stands for Tiny Shakespeare.\n"
 
@@ -23,7 +24,7 @@ def test_the_play_is_a_corpus():
     assert loaded.sha256 == hashlib.sha256(loaded.text.encode()).hexdigest()
 
 
-def test_a_file_keeps_its_line_ends_and_loses_its_mark(tmp_path):
+def test_a_file_keeps_its_line_endings_and_loses_its_byte_order_mark(tmp_path):
     path = tmp_path / "with space.txt"
     path.write_bytes(b"\xef\xbb\xbf\xc3\x84rger\r\n\xe6\x9d\xb1")
     loaded = corpus.load_corpus(str(path))
@@ -47,7 +48,7 @@ def test_a_folder_and_a_glob_are_read_in_the_order_of_names(tmp_path):
 
 
 @pytest.mark.parametrize("block", [1, 2, 5, 100])
-def test_a_text_comes_in_blocks_from_any_character_on(tmp_path, monkeypatch, block):
+def test_text_blocks_start_at_any_character(tmp_path, monkeypatch, block):
     monkeypatch.setattr(corpus, "BLOCK_BYTES", block)
     contents = ["a東b", "", "\ufeff\U0001f600é", "\ufeff", "end"]
     files = [tmp_path / str(number) for number in range(5)]
@@ -59,16 +60,18 @@ def test_a_text_comes_in_blocks_from_any_character_on(tmp_path, monkeypatch, blo
         assert left == text[place:]
 
 
-FILES = "tinyshakespeare, builtin, an existing file"
+FILES = ", ".join([*corpus.NAMES, "an existing file"])
 FOLDER = "a folder with"
 
 
 @pytest.mark.parametrize(
     ("source", "wanted"), [("nothing.txt", FILES), ("*.txt", FILES), (".", FOLDER)]
 )
-def test_a_source_without_text_is_named(source, wanted, tmp_path, monkeypatch):
+def test_a_source_without_text_files_is_named(source, wanted, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=rf"data\.corpus = .* names no text .*: give {wanted}"):
+    with pytest.raises(
+        UserError, match=rf"data\.corpus = .* matches no text file .*: give {wanted}"
+    ):
         corpus.load_corpus(source)
 
 
@@ -88,10 +91,10 @@ def test_an_empty_file_is_refused(tmp_path):
         (b"abc\xe6\x9dabc", "0xe6 at offset 3"),
     ],
 )
-def test_bytes_that_are_not_utf8_are_located(content, place, block, tmp_path, monkeypatch):
+def test_the_error_locates_invalid_utf8(content, place, block, tmp_path, monkeypatch):
     monkeypatch.setattr(corpus, "BLOCK_BYTES", block)
     (tmp_path / "a.txt").write_bytes(content)
-    with pytest.raises(UserError, match=rf"a\.txt is not UTF-8: byte {place} begins"):
+    with pytest.raises(UserError, match=rf"a\.txt is not UTF-8: byte {place} is invalid"):
         corpus.load_corpus(str(tmp_path / "a.txt"))
 
 
@@ -103,9 +106,9 @@ def test_the_cache_folder_can_be_chosen(tmp_path, monkeypatch):
 
 
 class Server(http.server.BaseHTTPRequestHandler):
-    """Answers each request with the next of `answers`: a status and a body.
+    """Answers each request with the next of `answers`: a status, a body and perhaps a function.
 
-    A third thing is called after the body, and more than the body was promised.
+    If there is a function, the answer promises a longer body, and the function is called after it.
     """
 
     def __init__(self, answers, *args):
@@ -128,7 +131,7 @@ class Server(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def serve(monkeypatch):
-    """Makes a local server Tiny Shakespeare's home; no pause between attempts."""
+    """Serves Tiny Shakespeare from a local server, without pauses between attempts."""
     monkeypatch.setattr(corpus, "TINY_SHAKESPEARE_SHA256", hashlib.sha256(CONTENT).hexdigest())
     monkeypatch.setattr(corpus.time, "sleep", lambda seconds: None)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
@@ -149,7 +152,7 @@ def serve(monkeypatch):
         server.server_close()
 
 
-def test_a_download_is_checked_kept_and_not_repeated(serve):
+def test_a_download_is_cached_and_not_repeated(serve):
     left = serve([(200, CONTENT), (500, b"")])
     for _ in range(2):
         assert corpus.load_corpus("tinyshakespeare").text == CONTENT.decode()
@@ -165,36 +168,39 @@ def test_a_failed_download_is_tried_again(serve, bad):
 
 @pytest.fixture
 def stall(monkeypatch):
-    """Holds a connection until the test is over; nobody waits for long."""
+    """Holds a connection until the test ends; the timeout is short."""
     monkeypatch.setattr(corpus, "TIMEOUT_SECONDS", 0.1)
     over = threading.Event()
     yield over.wait
     over.set()
 
 
-def test_a_download_that_stalls_or_breaks_off_is_tried_again(serve, stall):
+def test_a_download_that_stalls_or_breaks_is_tried_again(serve, stall):
     serve([(200, CONTENT[:9], stall), (200, CONTENT[:9], lambda: None), (200, CONTENT)])
     assert corpus.load_corpus("tinyshakespeare").text == CONTENT.decode()
     assert [path.name for path in files.cache_folder().iterdir()] == ["tinyshakespeare.txt"]
 
 
-def test_a_new_run_whose_download_fails_takes_the_play_and_nothing_is_kept(
-    serve, stall, small, capsys
-):
+def test_a_new_run_uses_the_play_if_the_download_fails_and_caches_nothing(serve, stall, capsys):
     bad = [(200, CONTENT[:9], stall), (200, CONTENT[:9], lambda: None), (200, b"something else")]
     left = serve([*bad, *bad])
-    config = small.with_values("data", corpus="tinyshakespeare")
-    assert run._load_text(config, None).text == play.write()
+    tokens = new_tokens(DataConfig(corpus="tinyshakespeare"))
+    assert (tokens.source, tokens.tokenizer.decode(tokens.ids)) == ("builtin", play.write())
     assert capsys.readouterr().err.count("this run uses the built-in play") == 1
     assert not files.cache_folder().exists()
     assert len(left) == 3
+
+
+def test_a_run_that_resumes_does_not_replace_its_text_if_the_download_fails(serve, small, tmp_path):
+    serve([(200, b"something else")] * 3)
+    config = small.with_values("data", corpus="tinyshakespeare")
     record = Record(config, "tinyshakespeare", "ab", "cpu", 1)
-    with pytest.raises(corpus.DownloadError, match="cannot be downloaded"):  # It has its text.
-        run._load_text(config, record)
+    with pytest.raises(corpus.DownloadError, match="cannot be downloaded"):
+        same_tokens(config, record, tmp_path)
     assert not files.cache_folder().exists()
 
 
-def test_after_three_failures_there_is_one_sentence_and_no_cache(serve):
+def test_three_failed_downloads_give_one_error_and_no_cache(serve):
     left = serve([(404, b"")] * 4)
     with pytest.raises(corpus.DownloadError, match=r"cannot be downloaded.*corpus=builtin"):
         corpus.load_corpus("tinyshakespeare")
@@ -202,7 +208,7 @@ def test_after_three_failures_there_is_one_sentence_and_no_cache(serve):
     assert not files.cache_folder().exists()
 
 
-def test_a_corrupt_cache_is_fetched_again(serve):
+def test_a_corrupt_cache_is_downloaded_again(serve):
     serve([(200, CONTENT)])
     path = files.cache_folder() / "tinyshakespeare.txt"
     path.parent.mkdir(parents=True)

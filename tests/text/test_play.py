@@ -1,7 +1,7 @@
-"""The play: its alphabet, its reproducibility, and that its nats are those of the grammar.
+"""The play: its alphabet, its reproducibility, and the nats that the grammar gives it.
 
-The parser here walks the grammar of gpt_jax.play against the text and knows nothing of how
-the text was drawn, so it checks both that a text has one derivation and what it costs.
+The parser here walks the grammar against the text and knows nothing of how the text was drawn. So
+it checks both that a text has one derivation and what it costs.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ def choices(node: Node) -> Iterator[Choice]:
 def openings(node: Node) -> set[str]:
     """The first words of the texts of `node`, each with the space or newline after it.
 
-    A text that ends before a space has no end of word: "day" may go on as "day," or "days".
+    A word at the end of a text may continue: "day" can become "day," or "days".
     """
     if isinstance(node, str):
         match = re.match(r"\S*\s?", node)
@@ -57,10 +57,10 @@ def openings(node: Node) -> set[str]:
 
 
 def faults(choice: Choice) -> list[str]:
-    """What is wrong with a choice: first words that are shared, or prefixes of one another.
+    """The faults of a choice: first words that alternatives share, and prefixes of one another.
 
-    If no opening is a prefix of another, no text of one alternative is a prefix of a text of
-    another: up to its first space or newline it would be the other's opening, or begin it.
+    If no opening is a prefix of another, then no text of one alternative is a prefix of a text of
+    another: up to its first space or newline it would be the other's opening, or start it.
     """
     per_alternative = [openings(node) for node in choice.nodes]
     words = Counter(chain(*({text.strip() for text in texts} for texts in per_alternative)))
@@ -72,7 +72,7 @@ def faults(choice: Choice) -> list[str]:
 
 @cache
 def candidates(choice: Choice) -> dict[str, list[tuple[float, Node]]]:
-    """By first character of a text, the alternatives that can begin so, with their -log p."""
+    """For each first character, the alternatives that can start with it, with their -log p."""
     total, found = sum(choice.weights), defaultdict(list)
     for weight, alternative in zip(choice.weights, choice.nodes, strict=True):
         for character in {text[0] for text in openings(alternative)}:
@@ -128,14 +128,14 @@ song = 5 One {tall}, / two {tall}s. | 3 No {tree}!
 """)
 
 
-def test_rules_become_the_grammar_they_say() -> None:
+def test_rules_give_the_right_texts_and_probabilities() -> None:
     found = dict(texts(SMALL))
     assert len(found) == 6 * 6 + 3
     assert found["One tall oak,\ntwo willows."] == pytest.approx(5 / 8 * (1 / 4) * (1 / 8))
     assert found["No elm!"] == pytest.approx(3 / 8 * (1 / 4))
 
 
-def test_a_rule_sees_only_what_is_above_it() -> None:
+def test_a_rule_sees_only_the_rules_above_it() -> None:
     with pytest.raises(KeyError, match="later"):
         play.read("first = 1 a {later}\nlater = 1 b", {})
 
@@ -145,10 +145,10 @@ def test_the_alphabet_is_that_of_tiny_shakespeare() -> None:
     assert len(ALPHABET) == 65
     assert set(text) == ALPHABET
     for part in (text[: len(text) * 9 // 10], text[len(text) * 9 // 10 :]):
-        assert set(part) == ALPHABET, "a training or a held-out part would lack a character"
+        assert set(part) == ALPHABET, "the training or the validation text lacks a character"
 
 
-def test_whole_speeches_are_written_until_the_length_is_reached() -> None:
+def test_the_play_ends_with_the_speech_that_reaches_its_length() -> None:
     lengths = [len(speech.text) for speech in play.script(play.SEED)]
     assert len(play.write()) == sum(lengths)
     assert sum(lengths) - lengths[-1] < play.CHARACTERS <= sum(lengths)
@@ -156,14 +156,14 @@ def test_whole_speeches_are_written_until_the_length_is_reached() -> None:
     assert sorted(lengths)[-len(lengths) // 100] < 500
 
 
-def test_a_speech_looks_like_one() -> None:
+def test_every_speech_has_the_form_of_a_speech() -> None:
     look = re.compile(r"[A-Z][A-Za-z ]*:\n([A-Z'](?!.*  ).{0,118}[.,;!?]?\n){2,}\n")
     assert not look.fullmatch("BOY:\nno capital letter.\nOne line.\n\n")
     for speech in play.script(play.SEED):
         assert look.fullmatch(speech.text), speech.text
 
 
-def test_same_seed_same_text_other_seed_other_text() -> None:
+def test_the_text_depends_only_on_the_seed() -> None:
     first, again, other = (list(islice(play.speeches(seed), 50)) for seed in (0, 0, 1))
     assert first == again
     assert not {speech.text for speech in first} & {speech.text for speech in other}
@@ -173,9 +173,9 @@ def test_same_seed_same_text_other_seed_other_text() -> None:
 def test_golden_text() -> None:
     digest = hashlib.sha256(play.write(0).encode()).hexdigest()
     assert digest == "61a5763c201c2d4c595055b1e499265b4947979a5edd98d128f5706e93b07469", (
-        "the built-in play has changed: every loss ever measured on it, in the documentation too, "
-        "is void. Pin the new digest only if the grammar was changed on purpose and those "
-        "numbers are measured again; a new Python version is no reason"
+        "the built-in play has changed, so every loss measured on it, also in the documents, is "
+        "void. Pin the new digest only if the grammar was changed on purpose and those numbers "
+        "are measured again. A new Python version is not a reason"
     )
 
 
@@ -193,11 +193,11 @@ def test_an_ambiguous_choice_is_found(rule: str) -> None:
     assert faults(choice_of(rule))
 
 
-def test_words_that_only_begin_alike_are_no_fault() -> None:
+def test_different_words_with_the_same_start_are_not_a_fault() -> None:
     assert not faults(choice_of("a = 1 a cat | 1 an owl | 1 and so on | 1 day. | 1 day-boat"))
 
 
-def test_at_every_choice_the_alternatives_begin_differently() -> None:
+def test_the_alternatives_of_every_choice_start_differently() -> None:
     found = list(choices(play.SPEECH))
     assert len(found) > 500
     for choice in found:
@@ -216,7 +216,7 @@ def test_the_play_has_one_derivation_and_its_nats() -> None:
     assert start == len(text)
 
 
-def test_a_number_below_one_is_a_choice_by_weight() -> None:
+def test_a_uniform_number_chooses_by_weight() -> None:
     choice = choice_of("a = 1 oak | 3 elm")
     for uniform, text, probability in (
         (0.0, "oak", 0.25),
@@ -230,15 +230,15 @@ def test_a_number_below_one_is_a_choice_by_weight() -> None:
         assert "".join(pieces) == text
 
 
-def test_entropy_is_that_of_all_texts_listed() -> None:
+def test_expectation_equals_that_over_all_texts() -> None:
     found = texts(SMALL)
     entropy = -sum(p * log(p) for _, p in found)
     length = sum(p * len(text) for text, p in found)
     assert play.expectation(SMALL) == pytest.approx((entropy, length))
 
 
-def test_entropy_rate_is_what_the_play_costs() -> None:
-    """To 1 %, more than five standard errors of the ratio of sums over independent speeches."""
+def test_the_loss_of_the_play_is_near_the_entropy_rate() -> None:
+    """Within 1 %, which is more than five standard errors over independent speeches."""
     rate, speeches = play.entropy_rate(), play.script(play.SEED)
     characters = sum(len(speech.text) for speech in speeches)
     residuals = [speech.nats - rate * len(speech.text) for speech in speeches]

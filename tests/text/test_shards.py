@@ -1,4 +1,4 @@
-"""Prepared corpora: the ids of the whole text, whatever interrupts their making or damages them."""
+"""Prepared corpora: the exact ids of the text; interruptions lose little; damage is found."""
 
 import dataclasses
 import json
@@ -18,18 +18,18 @@ TEXT = play.write()[:20_000]
 
 
 def silent(what, done, total):
-    assert 0 <= done <= total + 100, what  # Line breaks between files are on top.
+    assert 0 <= done <= total + 100, what  # Line breaks between files come on top.
 
 
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch):
-    """So that a small text has many."""
+    """Gives a small text many pieces."""
     monkeypatch.setattr(preparation, "ENCODED_AT_ONCE", 500)
 
 
 @pytest.fixture
 def data(tmp_path):
-    """Three files, the text of one with a mark, of one with other scripts."""
+    """Three files; the middle one has a byte-order mark and other scripts."""
     folder = tmp_path / "texts"
     folder.mkdir()
     for name, text in (("a", TEXT[:9_000]), ("b", "\ufeff東京 Ärger\r\n"), ("c", TEXT[9_000:])):
@@ -40,7 +40,7 @@ def data(tmp_path):
 @pytest.mark.parametrize(
     ("kind", "dtype"), [("char", "uint8"), ("byte", "uint8"), ("bpe", "uint16")]
 )
-def test_ids_are_those_of_the_text_in_memory(data, tmp_path, kind, dtype):
+def test_prepared_ids_equal_the_ids_of_the_text_in_memory(data, tmp_path, kind, dtype):
     data = dataclasses.replace(data, tokenizer=kind)
     index = prepare(data, tmp_path / "out", 1000, silent)
     found = shards.load(dataclasses.replace(data, corpus=str(tmp_path / "out")))
@@ -55,7 +55,7 @@ def test_ids_are_those_of_the_text_in_memory(data, tmp_path, kind, dtype):
     assert names == {"tokens.bin", "tokenizer.json", "index.json"}
 
 
-def test_a_vocabulary_is_that_of_the_text_in_memory(data, tmp_path):
+def test_prepared_vocabulary_equals_that_of_the_text_in_memory(data, tmp_path):
     text = load_corpus(data.corpus).text
     prepare(data, tmp_path / "char", 1000, silent)
     char = shards.load(DataConfig(corpus=str(tmp_path / "char"))).tokenizer
@@ -68,8 +68,8 @@ def test_a_vocabulary_is_that_of_the_text_in_memory(data, tmp_path):
     assert found.to_dict() == expected.to_dict()
 
 
-def test_byte_pairs_do_not_know_the_held_out_text(data, tmp_path):
-    """Its end is full of a pair that the rest lacks."""
+def test_bpe_does_not_learn_from_the_validation_text(data, tmp_path):
+    """The end of the text is full of a pair that the rest lacks."""
     (tmp_path / "texts" / "d.txt").write_text("~^\n" * 1000, encoding="utf-8")
     for name, val_fraction in (("honest", 0.2), ("other", 0.01)):
         chosen = dataclasses.replace(data, tokenizer="bpe", val_fraction=val_fraction)
@@ -81,20 +81,20 @@ def test_byte_pairs_do_not_know_the_held_out_text(data, tmp_path):
     assert counts == [2, 1]
 
 
-def test_of_a_long_text_only_pieces_spread_over_it_are_counted(monkeypatch):
-    monkeypatch.setattr(preparation, "COUNTED_BYTES", 100)
+def test_bpe_learns_from_pieces_spread_over_a_long_text(monkeypatch):
+    monkeypatch.setattr(preparation, "BPE_BYTES", 100)
     texts = [f"{number:010}" for number in range(50)]
     assert list(preparation._training_part(texts, 300)) == texts[:30:3]
     assert list(preparation._training_part(texts, 95)) == [*texts[:9], "00000"]
 
 
 class Killed(BaseException):
-    """Ends a preparation anywhere, as a kill does: nothing is closed in order."""
+    """Ends a preparation anywhere, as a kill does: no handler catches it."""
 
 
 @pytest.mark.parametrize("kind", ["byte", "bpe"])
 @pytest.mark.parametrize("at", [0, 1_500, 7_000, 9_001, 15_000, 19_990])
-def test_a_preparation_that_was_killed_gives_the_same_files(data, tmp_path, kind, at):
+def test_a_killed_preparation_resumes_to_the_same_files(data, tmp_path, kind, at):
     data = dataclasses.replace(data, tokenizer=kind)
 
     def kill(what, done, total):
@@ -105,14 +105,14 @@ def test_a_preparation_that_was_killed_gives_the_same_files(data, tmp_path, kind
     with pytest.raises(Killed):
         prepare(data, tmp_path / "broken", 1000, kill)
     assert not (tmp_path / "broken" / "index.json").exists()
-    with pytest.raises(UserError, match="is no finished corpus"):
+    with pytest.raises(UserError, match="is not a finished corpus"):
         shards.load(DataConfig(corpus=str(tmp_path / "broken")))
     with (tmp_path / "broken" / "tokens.bin").open("ab") as file:
         file.write(b"half a shard")
     again = []
-    prepare(data, tmp_path / "broken", 1000, lambda *told: again.append(told))
+    prepare(data, tmp_path / "broken", 1000, lambda *progress: again.append(progress))
     made = [done for what, done, _ in again if what == "tokens"]
-    assert min(made, default=at) > at - 2 * 3000  # What was whole is not made again.
+    assert min(made, default=at) > at - 2 * 3000  # Complete shards are not made again.
     assert contents(tmp_path / "broken") == contents(tmp_path / "straight")
 
 
@@ -120,34 +120,34 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_a_finished_corpus_is_left_alone(data, tmp_path):
+def test_preparing_a_finished_corpus_changes_nothing(data, tmp_path):
     index = prepare(data, tmp_path / "out", 1000, silent)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
     assert prepare(data, tmp_path / "out", 77, silent) == index
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == before
 
 
-def test_a_source_that_changed_is_refused(data, tmp_path):
+def test_changed_text_files_are_refused(data, tmp_path):
     path = tmp_path / "texts" / "a.txt"
 
     def change(what, done, total):
         if what == "tokens" and done > 5_000:
             path.write_text(TEXT[:8_999] + "!", encoding="utf-8")
 
-    with pytest.raises(UserError, match=r"have changed since it was begun \(.*a\.txt\)"):
+    with pytest.raises(UserError, match=r"have changed since .* was started \(.*a\.txt\)"):
         prepare(data, tmp_path / "out", 1000, change)
-    with pytest.raises(UserError, match=r"have changed since it was begun \(.*a\.txt\)"):
+    with pytest.raises(UserError, match=r"have changed since .* was started \(.*a\.txt\)"):
         prepare(data, tmp_path / "out", 1000, silent)
     path.write_text(TEXT[:9_000], encoding="utf-8")
     (tmp_path / "texts" / "new.txt").write_text("new", encoding="utf-8")
-    with pytest.raises(UserError, match=r"begun \(.*new\.txt\)"):
+    with pytest.raises(UserError, match=r"started \(.*new\.txt\)"):
         prepare(data, tmp_path / "out", 1000, silent)
 
 
 @pytest.mark.parametrize(
     "change", [{"tokenizer": "byte"}, {"bpe_vocab_size": 400}, {"val_fraction": 0.5}]
 )
-def test_a_folder_with_another_corpus_is_refused(data, tmp_path, change):
+def test_a_folder_prepared_with_other_settings_is_refused(data, tmp_path, change):
     prepare(data, tmp_path / "out", 1000, silent)
     [(name, value)] = change.items()
     with pytest.raises(UserError, match=rf"{name} was .* and is now {value!r}"):
@@ -155,16 +155,16 @@ def test_a_folder_with_another_corpus_is_refused(data, tmp_path, change):
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokens.bin", "tokenizer.json"])
-def test_files_of_something_else_are_left_as_they_are(data, tmp_path, name):
-    """Of a run, or of GPT-2."""
+def test_files_of_another_program_are_refused_and_stay(data, tmp_path, name):
+    """They belong to a run, or to a GPT-2 folder."""
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / name).write_bytes(b"precious")
-    with pytest.raises(UserError, match=rf"out/{name} is there and .*: give another --out"):
+    with pytest.raises(UserError, match=rf"out/{name} exists but .*: give another --out"):
         prepare(data, tmp_path / "out", 1000, silent)
     assert contents(tmp_path / "out") == {name: b"precious"}
 
 
-def test_a_preparation_that_was_killed_before_its_index_goes_on(data, tmp_path, monkeypatch):
+def test_a_preparation_killed_before_its_index_resumes(data, tmp_path, monkeypatch):
     prepare(data, tmp_path / "straight", 1000, silent)
     with monkeypatch.context() as patch:
         patch.setattr(preparation, "write_index", lambda path, index: 1 / 0)
@@ -188,36 +188,36 @@ def prepared(data, tmp_path):
     return tmp_path / "out"
 
 
-def test_check_finds_the_shard_that_is_damaged(prepared):
+def test_check_names_the_damaged_shard(prepared):
     index = shards.check(prepared, silent)
     content = bytearray((prepared / "tokens.bin").read_bytes())
     content[sum(shard["tokens"] for shard in index.shards[:3])] ^= 1
     (prepared / "tokens.bin").write_bytes(content)
-    with pytest.raises(UserError, match=r"tokens\.bin is damaged \(shard 3 is not what it was\)"):
+    with pytest.raises(UserError, match=r"tokens\.bin is damaged \(shard 3 has changed\)"):
         shards.check(prepared, silent)
 
 
 @pytest.fixture
 def unfinished(prepared):
-    """As a kill behind the fourth shard leaves it."""
+    """A corpus as a kill after the fourth shard leaves it."""
     index = shards.read_index(prepared / "index.json")
     (prepared / "index.json").unlink()
-    begun = dataclasses.replace(index, shards=index.shards[:4], sha256="")
-    shards.write_index(prepared / "unfinished.json", begun)
+    started = dataclasses.replace(index, shards=index.shards[:4], sha256="")
+    shards.write_index(prepared / "unfinished.json", started)
     return prepared
 
 
-def test_a_damaged_shard_is_found_before_an_unfinished_corpus_goes_on(data, unfinished):
+def test_a_damaged_shard_is_found_before_a_preparation_resumes(data, unfinished):
     (unfinished / "tokens.bin").write_bytes(b"\0" * 9000)
     with pytest.raises(UserError, match=r"tokens\.bin is damaged \(shard 0"):
         prepare(data, unfinished, 1000, silent)
     (unfinished / "tokens.bin").unlink()
-    with pytest.raises(UserError, match=r"tokens\.bin is damaged \(it is empty or gone"):
+    with pytest.raises(UserError, match=r"tokens\.bin is damaged \(it is empty or missing"):
         prepare(data, unfinished, 1000, silent)
 
 
-def test_another_tokenizer_is_found_before_an_unfinished_corpus_goes_on(data, unfinished):
-    """It would give the other shards other ids."""
+def test_a_changed_tokenizer_is_found_before_a_preparation_resumes(data, unfinished):
+    """It would give the remaining shards other ids."""
     save_tokenizer(CharTokenizer(TEXT + "東京Äé\r~"), unfinished / "tokenizer.json")
     before = contents(unfinished)
     with pytest.raises(UserError, match=r"tokenizer\.json is damaged"):
@@ -226,24 +226,26 @@ def test_another_tokenizer_is_found_before_an_unfinished_corpus_goes_on(data, un
 
 
 @pytest.mark.parametrize("name", ["tokens.bin", "tokenizer.json"])
-def test_a_finished_corpus_that_lacks_a_file_is_not_told_to_be_there(data, prepared, name):
+def test_preparing_reports_a_finished_corpus_that_lacks_a_file(data, prepared, name):
     (prepared / name).unlink()
     with pytest.raises(UserError, match=rf"{name} is damaged"):
         prepare(data, prepared, 1000, silent)
 
 
 @pytest.mark.parametrize("damage", ["shorter", "longer", "missing"])
-def test_tokens_of_another_size_are_found_at_once(prepared, damage):
+def test_loading_finds_tokens_of_the_wrong_size(prepared, damage):
     path = prepared / "tokens.bin"
     content = path.read_bytes()
     path.write_bytes({"shorter": content[:-1], "longer": content + b"1", "missing": b""}[damage])
     if damage == "missing":
         path.unlink()
-    with pytest.raises(UserError, match=r"tokens\.bin is damaged \(it has \d+ bytes and not \d+\)"):
+    with pytest.raises(
+        UserError, match=r"tokens\.bin is damaged \(it has \d+ bytes instead of \d+\)"
+    ):
         shards.load(DataConfig(corpus=str(prepared)))
 
 
-def test_another_tokenizer_is_found_at_once(prepared):
+def test_loading_finds_a_changed_tokenizer(prepared):
     path = prepared / "tokenizer.json"
     path.write_text(path.read_text(encoding="utf-8").replace("é", "è") + " ", encoding="utf-8")
     with pytest.raises(UserError, match=r"tokenizer\.json is damaged"):
@@ -253,7 +255,7 @@ def test_another_tokenizer_is_found_at_once(prepared):
 @pytest.mark.parametrize(
     "change", [{"format": 2}, {"shards": [{}]}, {"shards": []}, {"dtype": "text"}, {"more": 1}]
 )
-def test_a_damaged_index_is_named(prepared, change):
+def test_loading_finds_a_damaged_index(prepared, change):
     path = prepared / "index.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(UserError, match=r"index\.json is damaged"):
@@ -268,19 +270,21 @@ FOREIGN = ['{"pages": 3}', "[]", "{", '{"format": "html"}', "\xff"]
 
 @pytest.mark.parametrize("name", ["index.json", "unfinished.json"])
 @pytest.mark.parametrize("content", FOREIGN)
-def test_texts_beside_an_index_of_something_else_are_texts(data, tmp_path, name, content):
-    """Nothing is prepared among them, and nobody is told to remove them."""
+def test_an_index_of_another_program_does_not_make_a_prepared_corpus(data, tmp_path, name, content):
+    """The texts beside it stay usable; preparing into their folder is refused, without harm."""
     (tmp_path / "texts" / name).write_text(content, encoding="latin-1")
     assert not shards.is_prepared(data.corpus)
     before = contents(tmp_path / "texts")
-    with pytest.raises(UserError, match=rf"{name} is of no prepared corpus: name another") as error:
+    with pytest.raises(
+        UserError, match=rf"{name} belongs to another program: give another"
+    ) as error:
         prepare(data, tmp_path / "texts", 1000, silent)
     assert "remove" not in str(error.value)
     assert contents(tmp_path / "texts") == before
 
 
 @pytest.mark.parametrize("content", ["", '{"format": 2, "tokenizer_sha256": ""}'])
-def test_a_prepared_corpus_with_a_damaged_index_stays_one(prepared, content):
+def test_a_corpus_with_a_damaged_index_still_counts_as_prepared(prepared, content):
     (prepared / "index.json").write_text(content)
     assert shards.is_prepared(str(prepared))
     with pytest.raises(UserError, match=r"index\.json is damaged") as error:
@@ -288,7 +292,7 @@ def test_a_prepared_corpus_with_a_damaged_index_stays_one(prepared, content):
     assert "remove" not in str(error.value)
 
 
-def test_another_tokenizer_than_the_corpus_has_is_refused(prepared):
+def test_a_tokenizer_setting_that_contradicts_the_prepared_corpus_is_refused(prepared):
     assert shards.is_prepared(str(prepared))
     assert not shards.is_prepared(str(prepared.parent))
     with pytest.raises(UserError, match=r"data\.tokenizer = 'byte', but .* prepared with 'char'"):

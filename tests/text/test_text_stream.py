@@ -1,4 +1,4 @@
-"""Pieces of ids become the text of all of them, up to the stop string."""
+"""Ids that arrive in pieces become their whole text, up to the stop string."""
 
 import pytest
 from hypothesis import given
@@ -22,18 +22,18 @@ def flat(pieces):
 
 
 @given(CHAR_PIECES)
-def test_characters_come_at_once(pieces):
+def test_characters_are_returned_immediately(pieces):
     texts, _ = streamed(CHARS, pieces)
     assert texts == [*(CHARS.decode(piece) for piece in pieces), ""]
 
 
 @given(st.lists(st.binary(max_size=5), max_size=8))
-def test_bytes_that_are_no_text_are_shown_as_they_are_decoded_whole(pieces):
+def test_invalid_bytes_decode_in_pieces_as_they_do_whole(pieces):
     texts, _ = streamed(ByteTokenizer(), [list(piece) for piece in pieces])
     assert "".join(texts) == ByteTokenizer().decode(flat(pieces))
 
 
-def test_a_character_is_held_back_until_its_last_byte():
+def test_a_character_waits_for_its_last_byte():
     texts, _ = streamed(ByteTokenizer(), [[byte] for byte in "aπ".encode()])
     assert texts == ["a", "", "π", ""]
 
@@ -49,6 +49,6 @@ def test_the_text_ends_before_the_stop_string(pieces, stop):
 @pytest.mark.parametrize(
     ("stop", "expected"), [("bb", ["a", "", ""]), ("ba", ["a", "b", "b"]), ("π", ["ab", "b", ""])]
 )
-def test_only_what_may_begin_the_stop_string_is_held_back(stop, expected):
+def test_only_a_possible_start_of_the_stop_string_is_held_back(stop, expected):
     a, b = CHARS.encode("ab")
     assert streamed(CHARS, [[a, b], [b]], stop)[0] == expected

@@ -1,4 +1,4 @@
-"""Text to ids and back, exactly; unknown characters are named; JSON keeps everything."""
+"""Text to ids and back, exactly; errors name unknown characters; JSON keeps everything."""
 
 import json
 
@@ -36,25 +36,25 @@ def test_bytes_round_trip(text):
 
 
 @given(ANY_TEXT)
-def test_both_count_the_bytes_of_a_text(text):
+def test_count_bytes_is_the_length_of_the_text_in_utf8(text):
     for tokenizer in (CharTokenizer(text), ByteTokenizer()):
         assert tokenizer.count_bytes(tokenizer.encode(text)) == len(text.encode("utf-8"))
 
 
-def test_bytes_of_many_ids_are_counted_in_parts(monkeypatch):
+def test_count_bytes_of_many_ids_works_in_parts(monkeypatch):
     monkeypatch.setattr(tokenizer_module, "COUNTED_AT_ONCE", 3)
     text = "aé東" * 5
     assert CharTokenizer(text).count_bytes(CharTokenizer(text).encode(text)) == 30
 
 
-def test_ids_are_places_among_the_sorted_characters():
+def test_ids_are_indices_among_the_sorted_characters():
     tokenizer = CharTokenizer("hello\n")
     assert tokenizer.characters == "\nehlo"
     np.testing.assert_array_equal(tokenizer.encode("hole\n"), [2, 4, 3, 1, 0])
     assert tokenizer.decode([1, 0]) == "e\n"
 
 
-def test_ids_have_the_smallest_dtype():
+def test_ids_have_the_smallest_possible_dtype():
     assert CharTokenizer("ab").encode("a").dtype == np.uint8
     many = "".join(map(chr, range(0x4E00, 0x4E00 + 300)))
     assert CharTokenizer(many).encode(many).dtype == np.uint16
@@ -68,20 +68,20 @@ def test_ids_have_the_smallest_dtype():
 
 
 @pytest.mark.parametrize("unknown", ["z", "\x00", "é", "東", "\U0001f600", "\udc80"])
-def test_an_unknown_character_is_named_with_its_place(unknown):
+def test_the_error_names_an_unknown_character_and_its_position(unknown):
     expected = f"U\\+{ord(unknown):04X}\\) at position 2 .* 3 characters"
     with pytest.raises(UserError, match=expected):
         CharTokenizer("abc").encode(f"ab{unknown}c")
 
 
-def test_bytes_refuse_half_a_character_and_replace_it_when_decoding():
+def test_bytes_refuse_to_encode_half_a_character_and_decode_it_as_a_replacement():
     with pytest.raises(UserError, match="position 1"):
         ByteTokenizer().encode("a\udc80")
     assert ByteTokenizer().decode([0xE6, 0x9D]) == "\ufffd"
 
 
 @pytest.mark.parametrize("kind", ["char", "byte"])
-def test_json_keeps_a_tokenizer(kind, tmp_path):
+def test_a_saved_tokenizer_loads_unchanged(kind, tmp_path):
     text = 'Ärger, 東京\r\n"\t\u2028end'
     tokenizer = make_tokenizer(kind, [text[:9], text[9:]], 0)
     save_tokenizer(tokenizer, tmp_path / "tokenizer.json")
@@ -92,7 +92,7 @@ def test_json_keeps_a_tokenizer(kind, tmp_path):
 
 
 @given(ANY_TEXT, st.sampled_from(["char", "byte"]), st.data())
-def test_pieces_join_to_the_text(text, kind, data):
+def test_decoded_pieces_join_to_the_text(text, kind, data):
     tokenizer = make_tokenizer(kind, text, 0)
     decode, ids, joined = tokenizer.decoder(), tokenizer.encode(text), ""
     while len(ids):
@@ -112,7 +112,7 @@ def test_pieces_join_to_the_text(text, kind, data):
         ),
     ],
 )
-def test_a_damaged_file_is_named(content, tmp_path):
+def test_the_error_names_a_damaged_file(content, tmp_path):
     path = tmp_path / "tokenizer.json"
     path.write_text(content)
     with pytest.raises(UserError, match=r"tokenizer\.json"):
@@ -120,26 +120,26 @@ def test_a_damaged_file_is_named(content, tmp_path):
 
 
 @pytest.mark.parametrize("change", [{"format": 2}, {"type": "words"}])
-def test_a_tokenizer_of_the_future_is_refused(change, tmp_path):
+def test_an_unknown_format_or_type_is_refused(change, tmp_path):
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps({"format": 1, "type": "byte"} | change))
     with pytest.raises(UserError, match="update gpt_jax"):
         load_tokenizer(path)
 
 
-def test_a_missing_file_is_named(tmp_path):
+def test_the_error_names_a_missing_file(tmp_path):
     with pytest.raises(UserError, match=r"nothing\.json"):
         load_tokenizer(tmp_path / "nothing.json")
 
 
-def test_a_path_is_recorded_as_absolute_and_a_name_as_it_is(tmp_path, monkeypatch):
+def test_absolute_kind_keeps_names_and_makes_paths_absolute(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert [absolute_kind(kind) for kind in ("char", "byte", "bpe")] == ["char", "byte", "bpe"]
     assert absolute_kind("sub/../gpt2") == str(tmp_path / "gpt2")
 
 
-def test_the_characters_of_an_export_come_back_and_others_like_them_are_refused(tmp_path):
-    """Ids in another order, a word of two letters, another way to split: not ours."""
+def test_an_exported_character_tokenizer_loads_and_similar_ones_are_refused(tmp_path):
+    """Similar: ids in another order, a word of two letters, half a surrogate pair, a normalizer."""
     tokenizer, path = CharTokenizer("ab\n東"), tmp_path / "tokenizer.json"
     content = tokenizer.to_library()
     path.write_text(json.dumps(content), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Batches are functions of (seed, step); windows are disjoint; what is held out stays so."""
+"""Batches are functions of (seed, step); evaluation windows are disjoint; splits are exact."""
 
 from pathlib import Path
 
@@ -19,13 +19,13 @@ TOKENS = np.arange(1000, dtype=np.uint16)
 T = 16
 
 
-def test_split_is_the_first_nine_tenths_and_the_rest():
+def test_split_gives_the_first_nine_tenths_and_the_rest():
     train, val = split(TOKENS, 0.1, T)
     np.testing.assert_array_equal(np.concatenate([train, val]), TOKENS)
     assert (len(train), len(val)) == (900, 100)
 
 
-def test_tiny_shakespeare_would_be_cut_into_871_windows():
+def test_tiny_shakespeare_has_871_validation_windows():
     train, val = split(np.zeros(1_115_394, np.uint8), 0.1, 128)
     assert (len(train), len(val)) == (1_003_854, 111_540)
     assert evaluation_windows(val, 128).shape == (871, 129)
@@ -33,7 +33,7 @@ def test_tiny_shakespeare_would_be_cut_into_871_windows():
 
 
 @pytest.mark.parametrize("val_fraction", [0.1, 0.5, 0.9])
-def test_a_short_corpus_is_told_how_much_it_needs(val_fraction):
+def test_the_error_for_a_short_corpus_says_how_many_tokens_it_needs(val_fraction):
     with pytest.raises(UserError, match=r"has 20 tokens.*give (\d+) tokens") as caught:
         split(np.zeros(20, np.uint8), val_fraction, T)
     needed = int(str(caught.value).split("give ")[1].split()[0])
@@ -42,7 +42,7 @@ def test_a_short_corpus_is_told_how_much_it_needs(val_fraction):
         split(np.zeros(needed * 9 // 10, np.uint8), val_fraction, T)
 
 
-def test_a_batch_is_windows_of_the_text():
+def test_a_batch_holds_windows_of_the_text():
     batch = train_batch(TOKENS, T, 8, seed=0, step=0)
     assert batch.shape == (8, T + 1)
     assert batch.dtype == np.int32
@@ -50,7 +50,7 @@ def test_a_batch_is_windows_of_the_text():
     np.testing.assert_array_equal(batch[:, 0], batch_offsets(1000, T, 8, 0, 0))
 
 
-def test_a_batch_depends_on_seed_and_step_alone():
+def test_a_batch_depends_only_on_seed_and_step():
     first = train_batch(TOKENS, T, 8, seed=3, step=5)
     np.testing.assert_array_equal(first, train_batch(TOKENS, T, 8, seed=3, step=5))
     assert (first != train_batch(TOKENS, T, 8, seed=3, step=6)).any()
@@ -58,16 +58,16 @@ def test_a_batch_depends_on_seed_and_step_alone():
 
 
 def test_offsets_are_pinned():
-    """A change here is a change of every run's data: a new format of run folders, not a fix."""
+    """Other offsets change the data of every run: that needs a new format of run folders."""
     np.testing.assert_array_equal(batch_offsets(1000, T, 4, 1, 2), [632, 441, 923, 423])
 
 
-def test_neighbouring_steps_share_no_offsets_by_construction():
+def test_neighbouring_steps_draw_different_offsets():
     steps = [set(batch_offsets(10**9, T, 32, 0, step)) for step in range(100)]
     assert len(set.union(*steps)) == 3200
 
 
-def test_every_place_where_a_window_fits_is_drawn():
+def test_every_possible_offset_is_drawn():
     offsets = np.concatenate([batch_offsets(T + 5, T, 8, 0, step) for step in range(50)])
     assert set(offsets) == {0, 1, 2, 3, 4}
 
@@ -79,12 +79,12 @@ def test_evaluation_targets_are_disjoint_and_complete():
     np.testing.assert_array_equal(windows[:, 0], np.arange(0, 96, T))
 
 
-def test_tutorial_windows_begin_at_every_token():
+def test_tutorial_windows_start_at_every_token():
     windows = tutorial_windows(TOKENS[:100], T)
     np.testing.assert_array_equal(windows[:, 0], np.arange(100 - T))
 
 
-def test_a_memory_mapped_array_serves_as_well(tmp_path):
+def test_a_memory_mapped_array_gives_the_same_windows(tmp_path):
     np.save(tmp_path / "tokens.npy", TOKENS)
     mapped = np.load(tmp_path / "tokens.npy", mmap_mode="r")
     for cut in (evaluation_windows, tutorial_windows):
@@ -92,8 +92,8 @@ def test_a_memory_mapped_array_serves_as_well(tmp_path):
     np.testing.assert_array_equal(train_batch(mapped, T, 8, 0, 0), train_batch(TOKENS, T, 8, 0, 0))
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is told by Linux")
-def test_what_was_read_of_a_memory_mapped_array_does_not_stay_in_memory(tmp_path):
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+def test_release_frees_the_pages_of_a_memory_mapped_array(tmp_path):
     np.save(tmp_path / "tokens.npy", np.ones(2**26, np.uint8))
     mapped = np.load(tmp_path / "tokens.npy", mmap_mode="r")[5:]
     before = file_memory()
@@ -106,6 +106,6 @@ def test_what_was_read_of_a_memory_mapped_array_does_not_stay_in_memory(tmp_path
 
 
 def file_memory():
-    """Bytes of files that are mapped into this process and in memory."""
+    """Bytes of mapped files that are in this process's memory."""
     status = Path("/proc/self/status").read_text()
     return int(status.split("RssFile:")[1].split()[0]) * 1024

@@ -1,4 +1,4 @@
-"""One of two processes that tells of itself, in a file of its own: for test_distributed.py."""
+"""One of two processes that writes what it saw into a file of its own: for test_meeting.py."""
 
 import json
 import sys

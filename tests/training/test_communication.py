@@ -1,4 +1,4 @@
-"""What devices tell one another: by formula, and in the compiled step."""
+"""What devices send one another: by formula, and in the compiled step."""
 
 import math
 import re
@@ -9,7 +9,7 @@ import pytest
 from gpt_jax.config.config import Config
 from gpt_jax.devices.batch_layout import make_batch_layout
 from gpt_jax.devices.mesh import make_mesh
-from gpt_jax.training.communication import communication, gathered
+from gpt_jax.training.communication import communication, gather_bytes
 from gpt_jax.training.state import abstract_state
 from gpt_jax.training.step import jit_train_step
 
@@ -19,7 +19,7 @@ SHAPE = re.compile(r"(f32|s32|u32|pred)\[([\d,]*)\]")
 
 @pytest.fixture
 def config():
-    """Every axis is shared evenly by up to 8 devices."""
+    """Up to 8 devices share every axis evenly."""
     model = {"vocab_size": 64, "block_size": 32, "n_layer": 2, "n_head": 8, "n_embd": 64}
     model["matmul_dtype"] = "float32"
     return Config.from_dict({"model": model, "train": {"batch_size": 32, "microbatch_size": 4}})
@@ -37,7 +37,7 @@ def compiled(config, layout, abstract):
 
 
 def traffic(program, ways):
-    """Bytes a device sends in a ring of all devices, of what stands in a compiled program."""
+    """Bytes that a device sends for the collectives of a compiled program, in a ring of all."""
     total = 0.0
     for line in program.as_text().splitlines():
         if found := re.search(r"= (.*?) (all-reduce|all-gather)\(", line):
@@ -46,12 +46,12 @@ def traffic(program, ways):
                 BYTES[dtype] * math.prod(int(n) for n in dims.split(",") if n)
                 for dtype, dims in SHAPE.findall(shapes)
             )
-            total += gathered(size, ways) * (2 if kind == "all-reduce" else 1)
+            total += gather_bytes(size, ways) * (2 if kind == "all-reduce" else 1)
     return total
 
 
 @pytest.mark.parametrize("mesh", [(8, 1, 1), (1, 8, 1)], ids=str)
-def test_the_compiled_step_sends_what_the_formulas_say(config, mesh):
+def test_the_compiled_step_sends_what_the_formulas_predict(config, mesh):
     config, layout, abstract = laid_out(config, *mesh)
     assert layout.microbatches == 1
     program = compiled(config, layout, abstract)
@@ -60,8 +60,8 @@ def test_the_compiled_step_sends_what_the_formulas_say(config, mesh):
 
 
 def test_scanned_blocks_send_parameters_and_no_activations(config):
-    """What a loop sends stands in the program once, so it is less; activations would be 8 times
-    as much."""
+    """The program lists what a loop sends only once, so it is less than the formula. Activations
+    would be 8 times as much."""
     config = config.with_values("model", scan_layers=True, remat=True)
     config, layout, abstract = laid_out(config, 1, 8, 1)
     program = compiled(config, layout, abstract)
@@ -69,13 +69,13 @@ def test_scanned_blocks_send_parameters_and_no_activations(config):
     assert 0.5 * expected < traffic(program, 8) < expected
 
 
-def test_formulas_by_hand(config):
-    """All of 2 x 2 x 2, without the few biases and scales: 4 windows of 32 on each device."""
+def test_formulas_match_a_calculation_by_hand(config):
+    """On a mesh of 2 x 2 x 2, without biases: a device has 4 windows of 32 tokens at a time."""
     config = config.with_values("model", bias=False)
     config, layout, abstract = laid_out(config, 2, 2, 2)
     sent = communication(abstract, layout, config.model)
     tables, blocks = 2 * 64 * 64, 2 * 12 * 64 * 64
-    halved = tables + blocks  # By tensor; positions and scales are not.
+    halved = tables + blocks  # Sharded by tensor; positions and scales are not.
     whole = 32 * 64 + 5 * 64
     assert sent["fsdp"] == 3 * 4 * (halved / 2 + whole) / 2 * layout.microbatches
     assert sent["data"] == 2 * 4 * (halved / 4 + whole / 2) / 2 * layout.microbatches
@@ -83,15 +83,15 @@ def test_formulas_by_hand(config):
     assert sent["tensor"] == (2 * 2 * 2 + 2) * 2 * activation / 2
 
 
-def test_what_one_device_has_alone_is_sent_to_nobody(config):
+def test_one_device_sends_nothing(config):
     config, layout, abstract = laid_out(config, 1, 1, 1)
     assert set(communication(abstract, layout, config.model).values()) == {0}
 
 
-def test_heads_that_are_left_whole_send_nothing_along_tensor(config, capsys):
+def test_unsharded_heads_send_nothing_along_tensor(config, capsys):
     config = config.with_values("model", n_head=1, vocab_size=65)
     config, layout, abstract = laid_out(config, 1, 1, 8)
     activation = 4 * 32 * 32 * 64
     sent = communication(abstract, layout, config.model)["tensor"]
-    assert sent == 2 * 2 * 2 * gathered(activation, 8)  # Of two MLPs.
-    assert "heads = 1 is left whole" in capsys.readouterr().err
+    assert sent == 2 * 2 * 2 * gather_bytes(activation, 8)  # In two MLPs.
+    assert "heads = 1 is not sharded" in capsys.readouterr().err

@@ -1,5 +1,7 @@
-"""Whole runs: what they leave, how they resume bit for bit, what they refuse."""
+"""Whole runs: what they write, how they resume bit for bit, what they refuse."""
 
+import contextlib
+import io
 import json
 import os
 import re
@@ -7,11 +9,13 @@ import shutil
 import signal
 import subprocess
 import sys
+from typing import NamedTuple
 
 import jax
 import numpy as np
 import pytest
 from soak import arrays, log, sample
+from steps import share_steps
 from support import ROOT
 
 import gpt_jax
@@ -20,24 +24,93 @@ from gpt_jax.devices.device_count import start_devices
 from gpt_jax.errors import UserError
 from gpt_jax.runs.checkpoints import Checkpoints
 from gpt_jax.runs.record import read_record
-from gpt_jax.text import corpus
+from gpt_jax.text import corpus, play
 from gpt_jax.text.tokenizer_file import load_tokenizer, make_tokenizer, save_tokenizer
 from gpt_jax.training import loop, step
+from gpt_jax.training import run as run_module
 from gpt_jax.training.log import read_metrics
-from gpt_jax.training.stopping import ALREADY_FINISHED, FINISHED, Stopper
+from gpt_jax.training.stopping import ALREADY_FINISHED, FINISHED, Stop, Stopper
+
+TEXT = play.write()[:4000]
+
+
+@pytest.fixture(autouse=True)
+def shared_steps(monkeypatch):
+    """Runs share their compiled steps."""
+    share_steps(monkeypatch)
+
+
+def config_for(small, text_file):
+    """Ten steps on a small text, evaluated and saved after steps 4, 8 and 10."""
+    config = small.with_values("model", vocab_size=0).with_values("data", corpus=str(text_file))
+    config = config.with_values("train", log_every=2, eval_every=4, checkpoint_every=4)
+    # With a constant learning rate, a run of more steps begins as one of fewer does.
+    config = config.with_values("optimizer", schedule="constant")
+    return config.with_values("sample", max_new_tokens=20, prompt="The ")
+
+
+@pytest.fixture
+def text_file(tmp_path):
+    path = tmp_path / "corpus.txt"
+    path.write_text(TEXT, encoding="utf-8")
+    return path
 
 
 @pytest.fixture
 def config(small, text_file):
-    """Ten steps on a small text, evaluated and saved after steps 4, 8 and 10."""
-    config = small.with_values("model", vocab_size=0).with_values("data", corpus=str(text_file))
-    config = config.with_values("train", log_every=2, eval_every=4, checkpoint_every=4)
-    return config.with_values("sample", max_new_tokens=20, prompt="The ")
+    return config_for(small, text_file)
 
 
-def test_a_run_leaves_what_the_design_names(config, tmp_path, capsys):
-    workdir = tmp_path / "runs" / "small run"
-    assert loop.train(config, workdir) == FINISHED
+class Example(NamedTuple):
+    """A run made once for several tests, which must not change it."""
+
+    config: Config
+    workdir: os.PathLike
+    out: str
+    waits: int  # How often it waited for a step.
+
+    def copy(self, folder):
+        """A copy of the run, without the samples that mark it as finished."""
+        return shutil.copytree(self.workdir, folder, ignore=shutil.ignore_patterns("samples"))
+
+
+def example(tmp_path_factory, small, last=None):
+    """Trains a run; it gets a signal after step `last`."""
+    folder, stopper, waits = tmp_path_factory.mktemp("example"), Stopper(), []
+    (folder / "corpus.txt").write_text(TEXT, encoding="utf-8")
+    config, wait = config_for(small, folder / "corpus.txt"), loop._wait
+
+    def wait_and_stop(metrics):
+        waits.append(metrics)
+        stopper.signum = signal.SIGTERM if len(waits) == last else 0
+        wait(metrics)
+
+    out = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
+        share_steps(patch)
+        patch.setattr(loop, "_wait", wait_and_stop)
+        stop = loop.train(config, folder / "runs" / "small run", stopper=stopper)
+    assert stop == (Stop("SIGTERM", 143) if last else FINISHED)
+    return Example(config, folder / "runs" / "small run", out.getvalue(), len(waits))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, small):
+    return example(tmp_path_factory, small)
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory, small):
+    """A run stopped after step 4 of 10."""
+    return example(tmp_path_factory, small, last=4)
+
+
+def losses(workdir):
+    return [entry["train/loss"] for entry in read_metrics(workdir / "metrics.jsonl")]
+
+
+def test_a_run_writes_the_files_of_the_design(finished):
+    workdir = finished.workdir
     assert {path.name for path in workdir.iterdir()} == {
         "config.json",
         "tokenizer.json",
@@ -51,26 +124,35 @@ def test_a_run_leaves_what_the_design_names(config, tmp_path, capsys):
     assert [entry["step"] for entry in entries if "val/loss" in entry] == [4, 8, 10]
     keys = {"step", "train/loss", "lr", "grad_norm", "tokens_per_s", "elapsed_s"}
     assert all(set(entry) - {"val/loss"} == keys for entry in entries)
-    with Checkpoints.for_training(workdir / "checkpoints") as checkpoints:
+    with Checkpoints.for_reading(workdir / "checkpoints") as checkpoints:
         assert checkpoints.latest_step == 10
         assert checkpoints.find("latest").val_loss == entries[-1]["val/loss"]
         best = min(entries, key=lambda entry: entry.get("val/loss", np.inf))
         assert checkpoints.find("best").step == best["step"]
-    sample = (workdir / "samples" / "10.txt").read_text(encoding="utf-8")
-    assert sample.startswith("The ")
-    assert len(sample) == len("The ") + 20 + 1
-    out = capsys.readouterr().out
-    assert re.search(r"step 4/10  train \d\.\d+  val \d\.\d+  [\d,]+ tokens/s  .* left", out)
-    assert re.search(r"[\d,]+ parameters, vocabulary \d+", out)
-    assert re.search(r"10 steps of 8 x 16 = 128 tokens: 0\.1 epochs; 1 cpu device\(s\)", out)
-    assert re.search(r"held-out loss .* bits per byte \(tutorial_estimate \d\.\d+", out)
-    assert sample.strip() in out
 
 
-def test_the_record_leaves_nothing_to_choose(config, tmp_path, text_file):
+def test_a_run_prints_what_it_trains_its_losses_and_a_sample(finished):
+    text = (finished.workdir / "samples" / "10.txt").read_text(encoding="utf-8")
+    assert text.startswith("The ")
+    assert len(text) == len("The ") + 20 + 1
+    assert text.strip() in finished.out
+    assert re.search(r"model +[\d,]+ parameters: 1 blocks x 2 heads x width 16", finished.out)
+    assert re.search(r"steps +10 of 8 x 16 = 128 tokens: 0\.4 epochs", finished.out)
+    assert re.search(r"devices +1 x cpu", finished.out)
+    assert re.search(r"\n +4 +\d\.\d{4} +\d\.\d{4} ", finished.out)
+    assert re.search(r"validation loss .* bits per byte\n +tutorial_estimate \d\.\d", finished.out)
+
+
+def test_on_a_cpu_the_run_waits_for_every_step(finished):
+    """Overlapping collectives would hang: see `loop._wait`."""
+    assert finished.waits == 10
+
+
+def test_the_record_leaves_no_choice_open(config, tmp_path, text_file):
     config = config.with_values("model", matmul_dtype="auto")
-    config = config.with_values("train", microbatch_size=0, steps=2)
-    loop.train(config, tmp_path / "run")
+    config = config.with_values("train", microbatch_size=0)
+    devices = start_devices(config.mesh, config.train.batch_size)
+    loop.prepare(config, tmp_path / "run", None, devices)
     record = read_record(tmp_path / "run")
     tokenizer = load_tokenizer(tmp_path / "run" / "tokenizer.json")
     assert record.config.model.vocab_size == tokenizer.vocab_size
@@ -81,178 +163,125 @@ def test_the_record_leaves_nothing_to_choose(config, tmp_path, text_file):
     assert record.corpus_sha256 == corpus.load_corpus(str(text_file)).sha256
 
 
-def test_a_finished_run_is_left_alone(config, tmp_path):
-    config = config.with_values("train", steps=2)
-    assert loop.train(config, tmp_path / "run") == FINISHED
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*.json*")}
-    assert loop.train(config, tmp_path / "run") == ALREADY_FINISHED
-    after = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*.json*")}
-    assert before == after
+def test_a_finished_run_is_left_alone(finished):
+    files = [path for path in finished.workdir.rglob("*") if path.is_file()]
+    before = {path: path.stat().st_mtime_ns for path in files}
+    assert loop.train(finished.config, finished.workdir) == ALREADY_FINISHED
+    assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
-def test_another_configuration_or_text_is_refused(config, tmp_path, text_file):
-    config = config.with_values("train", steps=2)
-    loop.train(config, tmp_path / "run")
+def test_another_configuration_is_refused(finished):
     with pytest.raises(UserError, match=r"model\.n_layer was 1 and is now 2"):
-        loop.train(config.with_values("model", n_layer=2), tmp_path / "run")
-    longer = config.with_values("train", steps=4)
-    path = tmp_path / "run" / "config.json"
-    path.write_text(path.read_text().replace('"steps": 2', '"steps": 4'))
+        loop.train(finished.config.with_values("model", n_layer=2), finished.workdir)
+
+
+def test_a_changed_text_is_refused(stopped, tmp_path, text_file):
+    workdir = stopped.copy(tmp_path / "run")
+    record = (workdir / "config.json").read_text()
+    (workdir / "config.json").write_text(record.replace(stopped.config.data.corpus, str(text_file)))
     text_file.write_text("Another text. " * 1000)
     with pytest.raises(UserError, match="has changed since the run"):
-        loop.train(longer, tmp_path / "run")
+        loop.train(stopped.config.with_values("data", corpus=str(text_file)), workdir)
 
 
-def test_a_deliberate_change_goes_on_and_is_recorded(config, tmp_path):
-    """A finished run is extended: the same as a run that was to be so long, up to its schedule."""
-    config = config.with_values("optimizer", schedule="constant")
-    straight, extended = tmp_path / "straight", tmp_path / "extended"
-    loop.train(config, straight)
+def test_an_allowed_change_is_recorded_and_a_longer_run_equals_a_straight_one(finished, tmp_path):
+    config, extended = finished.config, tmp_path / "extended"
     loop.train(config.with_values("train", steps=4), extended)
-    with pytest.raises(UserError, match=r"is now 10\): .* go on .* --resume_allow=train\.steps"):
+    with pytest.raises(
+        UserError, match=r"is now 10\): .* resume this one with --resume_allow=train\.steps"
+    ):
         loop.train(config, extended)
     assert loop.train(config, extended, resume_allow=["train.steps"]) == FINISHED
     record = read_record(extended)
     assert record.changes == ({"step": 4, "field": "train.steps", "was": 4, "is": 10},)
-    assert record.config == read_record(straight).config
-    assert losses(extended) == losses(straight)
+    assert record.config == read_record(finished.workdir).config
+    assert losses(extended) == losses(finished.workdir)
     assert loop.train(config, extended) == ALREADY_FINISHED
 
 
-def losses(workdir):
-    return [entry["train/loss"] for entry in read_metrics(workdir / "metrics.jsonl")]
-
-
-def test_a_run_that_is_not_finite_any_more_stops_and_says_where(config, tmp_path, monkeypatch):
-    config = config.with_values("train", max_skipped=3)
-    loop.train(config.with_values("train", steps=4), tmp_path / "run")
+def test_a_run_that_stays_not_finite_ends_and_names_step_windows_and_checkpoint(
+    stopped, tmp_path, monkeypatch
+):
+    workdir, config = stopped.copy(tmp_path / "run"), stopped.config
+    monkeypatch.setattr(run_module, "jit_train_step", step.jit_train_step)
     monkeypatch.setattr(step, "window_losses", lambda *args: jax.numpy.full(2, np.nan))
     with pytest.raises(UserError) as error:
-        loop.train(config, tmp_path / "run", resume_allow=["train.steps"])
+        loop.train(config.with_values("train", max_skipped=3), workdir)
     assert re.match(
         r"3 steps in a row up to step 7 had a loss or a gradient that is not finite "
-        r"\(train.max_skipped = 3\); the windows of the last began at tokens (\d+, ){7}\d+; the "
-        r"last good checkpoint is 4: go on",
+        r"\(train.max_skipped = 3\); the windows of the last step began at tokens (\d+, ){7}\d+; "
+        r"the last good checkpoint is 4: resume from it",
         str(error.value),
     )
-    with Checkpoints.for_reading(tmp_path / "run" / "checkpoints") as checkpoints:
+    with Checkpoints.for_reading(workdir / "checkpoints") as checkpoints:
         assert checkpoints.latest_step == 4
 
 
-def test_a_run_whose_last_checkpoint_failed_is_not_called_finished(config, tmp_path, monkeypatch):
+def test_a_run_whose_last_save_fails_is_not_finished(stopped, tmp_path, monkeypatch):
+    workdir = stopped.copy(tmp_path / "run")
     usage = shutil.disk_usage(tmp_path)._replace(free=10)
     with monkeypatch.context() as patch:
-        patch.setattr("gpt_jax.runs.checkpoints.shutil.disk_usage", lambda path: usage)
-        with pytest.raises(UserError, match=r"step 2 is not in .*, its save failed: .* step 0"):
-            loop.train(config.with_values("train", steps=2), tmp_path / "run")
-    assert loop.train(config.with_values("train", steps=2), tmp_path / "run") == FINISHED
+        patch.setattr("gpt_jax.runs.checkpoint_files.shutil.disk_usage", lambda path: usage)
+        with pytest.raises(UserError, match=r"step 10 is not in .* its save failed: .* step 4"):
+            loop.train(stopped.config, workdir)
+    assert loop.train(stopped.config, workdir) == FINISHED
 
 
-def test_a_prompt_outside_the_vocabulary_costs_the_prompt_and_not_the_run(config, tmp_path, capsys):
-    config = config.with_values("sample", prompt="東").with_values("train", steps=2)
-    assert loop.train(config, tmp_path / "run") == FINISHED
-    assert "without sample.prompt" in capsys.readouterr().out
-    sample = (tmp_path / "run" / "samples" / "2.txt").read_text(encoding="utf-8")
-    assert len(sample) == 20 + 1
+def test_a_prompt_outside_the_vocabulary_is_left_out_of_the_sample(finished, tmp_path, capsys):
+    workdir = finished.copy(tmp_path / "run")
+    assert loop.train(finished.config.with_values("sample", prompt="東"), workdir) == FINISHED
+    assert "the vocabulary lacks a character of sample.prompt" in capsys.readouterr().out
+    assert len((workdir / "samples" / "10.txt").read_text(encoding="utf-8")) == 20 + 1
 
 
-def test_without_a_download_the_play_is_used_recorded_and_resumed(
+def test_a_run_whose_download_fails_uses_and_records_the_play_and_resumes_with_it(
     config, tmp_path, monkeypatch, capsys
 ):
     def offline():
         raise corpus.DownloadError("no network")
 
     monkeypatch.setattr(corpus, "_tiny_shakespeare", offline)
-    monkeypatch.setattr(corpus.play, "write", lambda: "Once upon a time. " * 500)
-    config = config.with_values("data", corpus="tinyshakespeare").with_values("train", steps=2)
-    assert loop.train(config, tmp_path / "run") == FINISHED
+    monkeypatch.setattr(corpus.play, "write", lambda: "Once upon a time. " * 100)
+    config = config.with_values("data", corpus="tinyshakespeare")
+    devices = start_devices(config.mesh, config.train.batch_size)
+    loop.prepare(config, tmp_path / "run", None, devices)
     assert capsys.readouterr().err.count("no network") == 1
     record = read_record(tmp_path / "run")
     assert (record.config.data.corpus, record.requested_corpus) == ("builtin", "tinyshakespeare")
-    (tmp_path / "run" / "samples" / "2.txt").unlink()
-    assert loop.train(config, tmp_path / "run") == FINISHED
+    opened = loop.open_run(config, tmp_path / "run")
+    loop.prepare(opened.config, tmp_path / "run", opened.record, devices)
     assert "no network" not in capsys.readouterr().err
 
 
-def test_a_run_stopped_before_its_sample_still_gets_it(config, tmp_path, monkeypatch):
-    config = config.with_values("train", steps=2)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(loop, "finish", raise_interrupt)
-        loop.train(config, tmp_path / "run")
-    assert not (tmp_path / "run" / "samples").exists()
-    assert loop.train(config, tmp_path / "run") == FINISHED
-    assert (tmp_path / "run" / "samples" / "2.txt").exists()
-    assert (tmp_path / "run" / "loss.png").exists()
-    assert loop.train(config, tmp_path / "run") == ALREADY_FINISHED
-
-
-def raise_interrupt(*args):
-    raise KeyboardInterrupt
-
-
-def test_a_run_stopped_between_two_lines_of_its_log_can_end_there_and_not_before(
-    config, tmp_path, monkeypatch
+def test_a_run_stopped_between_two_lines_of_its_log_can_end_there_but_not_earlier(
+    tmp_path_factory, small
 ):
-    """After step 3; there are lines of steps 2 and 4."""
-    asked, wait = Stopper(), loop._wait
-
-    def wait_and_ask(metrics):
-        wait(metrics)
-        asked.signum = signal.SIGINT if int(asked_after.pop()) == 3 else 0
-
-    asked_after = [3, 2, 1]
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "_wait", wait_and_ask)
-        loop.train(config, tmp_path / "run", stopper=asked)
-    assert [entry["step"] for entry in log(tmp_path / "run")] == [2]
+    """It stops after step 3. The log has lines of steps 2 and 4."""
+    run = example(tmp_path_factory, small, last=3)
+    assert [entry["step"] for entry in log(run.workdir)] == [2]
     allowed = {"resume_allow": ["train.steps"]}
     with pytest.raises(
-        UserError, match=r"train\.steps = 2, but the run in .* is at step 3 already"
+        UserError, match=r"train\.steps = 2, but the run in .* is already at step 3"
     ):
-        loop.train(config.with_values("train", steps=2), tmp_path / "run", **allowed)
-    assert read_record(tmp_path / "run").config.train.steps == 10
-    assert loop.train(config.with_values("train", steps=3), tmp_path / "run", **allowed) == FINISHED
-    last = log(tmp_path / "run")[-1]
+        loop.train(run.config.with_values("train", steps=2), run.workdir, **allowed)
+    assert read_record(run.workdir).config.train.steps == 10
+    assert loop.train(run.config.with_values("train", steps=3), run.workdir, **allowed) == FINISHED
+    last = log(run.workdir)[-1]
     assert (last["step"], last["train/loss"]) == (3, None)
     assert last["val/loss"] < 4.2
-    assert (tmp_path / "run" / "samples" / "3.txt").exists()
+    assert (run.workdir / "samples" / "3.txt").exists()
 
 
-def test_a_run_goes_on_with_another_number_of_devices(config, tmp_path, monkeypatch, capsys):
-    straight = tmp_path / "straight"
-    loop.train(config, straight)
-    save = Checkpoints.save
-
-    def save_and_stop(self, *args):
-        save(self, *args)
-        raise_interrupt()
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Checkpoints, "save", save_and_stop)
-        loop.train(config, tmp_path / "run")
-    two = config.with_values("mesh", cpu_devices=2)
-    assert loop.train(two, tmp_path / "run") == FINISHED
-    assert "2 cpu device(s)" in capsys.readouterr().out
-    losses = [
-        [entry["train/loss"] for entry in read_metrics(workdir / "metrics.jsonl")]
-        for workdir in (straight, tmp_path / "run")
-    ]
-    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
-
-
-def test_on_a_cpu_every_step_is_waited_for(config, tmp_path, monkeypatch):
-    """The guard against the hang of overlapping collectives: `_wait` before anything else."""
-    waited = []
-    original = loop._wait
-    monkeypatch.setattr(loop, "_wait", lambda metrics: waited.append(metrics) or original(metrics))
-    loop.train(config, tmp_path / "run")
-    assert len(waited) == 10
+def test_a_run_resumes_on_another_number_of_devices(finished, stopped, tmp_path, capsys):
+    workdir = stopped.copy(tmp_path / "run")
+    assert loop.train(stopped.config.with_values("mesh", cpu_devices=2), workdir) == FINISHED
+    assert "2 x cpu" in capsys.readouterr().out
+    np.testing.assert_allclose(losses(workdir), losses(finished.workdir), rtol=1e-5)
 
 
 def test_bits_per_byte_count_the_bytes_of_the_text(config, tmp_path, text_file):
-    """In a text of two bytes a character a nat per character is half as many bits per byte."""
-    text = text_file.read_text(encoding="utf-8")
-    text_file.write_text("".join(chr(ord(c) + 0x400) for c in text), encoding="utf-8")
+    """If a character has two bytes, a nat per character is half as many bits per byte."""
+    text_file.write_text("".join(chr(ord(c) + 0x400) for c in TEXT), encoding="utf-8")
     devices = start_devices(config.mesh, config.train.batch_size)
     for kind, expected in (("char", 0.5 / np.log(2)), ("byte", 1 / np.log(2))):
         kind_config = config.with_values("data", tokenizer=kind)
@@ -266,9 +295,9 @@ def test_a_vocabulary_smaller_than_the_tokenizers_is_refused(config, tmp_path):
     assert not (tmp_path / "run" / "config.json").exists()
 
 
-def test_a_larger_vocabulary_pads_the_tables_and_nobody_draws_what_is_padded(config, tmp_path):
-    """After two steps all ids are about as likely: of 8 texts of 40 tokens some would be padded."""
-    config = config.with_values("model", vocab_size=128).with_values("train", steps=2)
+def test_a_larger_vocabulary_pads_the_tables_and_padding_is_never_drawn(config, tmp_path):
+    """In a new model all ids are about equally likely: 8 texts of 40 would have padding."""
+    config = config.with_values("model", vocab_size=128).with_values("train", steps=0)
     assert loop.train(config, tmp_path / "run") == FINISHED
     run = gpt_jax.load(tmp_path / "run")
     assert run.config.model.vocab_size == 128 > run.tokenizer.vocab_size
@@ -278,21 +307,16 @@ def test_a_larger_vocabulary_pads_the_tables_and_nobody_draws_what_is_padded(con
     chances = run.next_token("The ")
     assert len(chances) == run.tokenizer.vocab_size
     assert sum(chance for _, chance in chances) == pytest.approx(1)
-    assert (
-        loop.train(
-            config.with_values("train", steps=3), tmp_path / "run", resume_allow=["train.steps"]
-        )
-        == FINISHED
-    )
+    (tmp_path / "run" / "samples" / "0.txt").unlink()
+    assert loop.train(config, tmp_path / "run") == FINISHED
 
 
 @pytest.mark.parametrize("local", [False, True])
-def test_byte_pairs_are_tokens_too(config, tmp_path, monkeypatch, text_file, local):
+def test_a_run_with_byte_pairs_trains_loads_and_samples(config, tmp_path, monkeypatch, local):
+    """The tokenizer is made from the training text, or read from a folder."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "gpt2").mkdir()
-    text = text_file.read_text(encoding="utf-8")
-    training_part = text[: int(len(text) * 0.9)]
-    tokenizer = make_tokenizer("bpe", [training_part], 300)
+    tokenizer = make_tokenizer("bpe", [TEXT[: int(len(TEXT) * 0.9)]], 300)
     save_tokenizer(tokenizer, tmp_path / "gpt2" / "tokenizer.json")
     config = config.with_values("data", tokenizer="gpt2" if local else "bpe", bpe_vocab_size=300)
     config = config.with_values("train", steps=2)
@@ -305,13 +329,13 @@ def test_byte_pairs_are_tokens_too(config, tmp_path, monkeypatch, text_file, loc
     assert run.generate("The ", max_new_tokens=20).startswith("The ")
 
 
-def test_bytes_are_tokens_too(config, tmp_path):
-    config = config.with_values("data", tokenizer="byte").with_values("train", steps=2)
+def test_a_run_with_bytes_has_256_ids(config, tmp_path):
+    config = config.with_values("data", tokenizer="byte").with_values("train", steps=0)
     assert loop.train(config, tmp_path / "run") == FINISHED
     assert read_record(tmp_path / "run").config.model.vocab_size == 256
 
 
-# A run that dies right behind its checkpoint of step 5, as by kill -9: nothing is closed.
+# A run that dies right after its checkpoint of step 5, as by kill -9: nothing is closed.
 KILLED = """
 import os, sys
 from gpt_jax.runs.checkpoints import Checkpoints
@@ -326,8 +350,11 @@ train.main(sys.argv)
 """
 
 
-def script(workdir, text_file, *extra, code=None):
-    """Runs scripts/train.py in a process of its own: 10 steps, dropout on, two devices."""
+def script(workdir, text_file, code=None, uses_cache=True):
+    """Runs scripts/train.py in its own process: 10 steps, dropout on, two devices.
+
+    XLA optimises as for a user. `uses_cache`: whether compiled programs may come from the cache.
+    """
     flags = {
         "model.block_size": 16,
         "model.n_layer": 1,
@@ -346,14 +373,13 @@ def script(workdir, text_file, *extra, code=None):
     command = [sys.executable, *(["-c", code] if code else [str(ROOT / "scripts" / "train.py")])]
     command += [f"--workdir={workdir}", f"--config={ROOT / 'configs' / 'tiny.py'}"]
     command += [f"--config.{name}={value}" for name, value in flags.items()]
-    # As in a user's process: compiled anew, and with every optimisation.
-    environment = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false", "XLA_FLAGS": ""}
+    environment = {"JAX_ENABLE_COMPILATION_CACHE": str(uses_cache), "XLA_FLAGS": ""}
     return subprocess.run(
-        [*command, *extra],
+        command,
         capture_output=True,
         text=True,
         cwd=ROOT / "scripts",
-        env=environment,
+        env=os.environ | environment,
         timeout=300,
     )
 
@@ -364,15 +390,15 @@ def test_ten_steps_are_five_and_five_after_a_kill_bit_for_bit(tmp_path, text_fil
     assert done.returncode == 0, done.stderr
     assert script(broken, text_file, code=KILLED).returncode == 9
     assert [path.name for path in (broken / "checkpoints").iterdir()] == ["5"]
-    resumed = script(broken, text_file)
+    resumed = script(broken, text_file, uses_cache=False)  # Compiles again: the bits stay.
     assert resumed.returncode == 0, resumed.stderr
-    assert "goes on after step 5" in resumed.stdout
+    assert "after step 5" in resumed.stdout
 
     assert arrays(broken) == arrays(straight)
     assert log(broken) == log(straight)
     assert [entry["step"] for entry in log(broken)] == list(range(1, 11))
     assert sample(broken) == sample(straight)
-    sampled = subprocess.run(  # In a process that has one device and not two.
+    sampled = subprocess.run(  # In a process with one device instead of two.
         [sys.executable, ROOT / "scripts" / "sample.py", f"--workdir={straight}"],
         capture_output=True,
         text=True,

@@ -1,9 +1,12 @@
-"""The pictures show the numbers given."""
+"""The pictures show the numbers they are given, and the part of them that matters."""
+
+import math
+import warnings
 
 import matplotlib.figure
 import pytest
 
-from gpt_jax.training.pictures import best, draw_comparison, draw_loss_curve
+from gpt_jax.training.pictures import draw_comparison, draw_loss_curve
 
 ENTRIES = [
     {"step": 10, "train/loss": 4.0, "elapsed_s": 1.0},
@@ -11,6 +14,18 @@ ENTRIES = [
     {"step": 30, "train/loss": 2.0, "val/loss": 2.5, "elapsed_s": 3.0},
     {"step": 40, "train/loss": 1.5, "val/loss": 2.7, "elapsed_s": 4.0},
 ]
+
+
+def run(steps=1000, final=1.5, diverges_after=math.inf):
+    """The log of a run whose losses fall from 4 to `final`."""
+    losses = [final + 2.5 * math.exp(-step / 50) for step in range(10, steps + 1, 10)]
+    entries = []
+    for number, loss in enumerate(losses, start=1):
+        loss = 9.0 if 10 * number > diverges_after else loss
+        entries.append({"step": 10 * number, "train/loss": loss, "elapsed_s": 2.0 * number})
+        if number % 10 == 0:
+            entries[-1]["val/loss"] = loss + 0.1
+    return entries
 
 
 @pytest.fixture
@@ -27,42 +42,112 @@ def figures(monkeypatch):
     return saved
 
 
-def test_curves_show_the_entries_and_the_loss_of_guessing(figures, tmp_path):
+def lines(axes, kind):
+    """The curves of a kind in a picture."""
+    return [line for line in axes.lines if line.get_label() == kind]
+
+
+def words(figure):
+    """All texts in a figure."""
+    return [text.get_text() for place in (figure, *figure.axes) for text in place.texts]
+
+
+def test_the_loss_curve_shows_the_entries_and_marks_the_best(figures, tmp_path):
     draw_loss_curve(ENTRIES, 65, tmp_path / "loss.png")
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
-    train, val, best, guess = figures[0].axes[0].lines
+    axes = figures[0].axes[0]
+    [train], [val], [best] = (lines(axes, kind) for kind in ("training", "validation", "best"))
     assert list(train.get_xdata()) == [10, 30, 40]
     assert list(val.get_ydata()) == [2.5, 2.7]
     assert (best.get_xdata()[0], best.get_ydata()[0]) == (30, 2.5)
-    assert best.get_label() == "best: 2.5000 at step 30"
-    assert guess.get_ydata()[0] == pytest.approx(4.174, abs=1e-3)
+    assert "best 2.5000 at step 30" in words(figures[0])
+    assert {"validation 2.7000", "training 1.5000"} <= set(words(figures[0]))
+    assert train.get_linewidth() < val.get_linewidth()
 
 
-def test_the_loss_of_the_source_is_a_line(figures, tmp_path):
+def test_the_title_names_the_run_the_text_and_the_unit(figures, tmp_path):
+    options = {"name": "tiny", "text": "tinyshakespeare", "unit": "character"}
+    draw_loss_curve(ENTRIES, 65, tmp_path / "loss.png", **options)
+    title, caption = (text.get_text() for text in figures[0].texts)
+    assert title == "tiny"
+    assert caption.endswith("validation loss (thick) on Tiny Shakespeare")
+    assert "nats per character" in words(figures[0])
+
+
+def test_the_first_steps_do_not_set_the_range_and_are_named(figures, tmp_path):
+    draw_loss_curve(run(), 65, tmp_path / "loss.png")
+    low, high = figures[0].axes[0].get_ylim()
+    assert low < 1.5 and high < 2.2
+    assert "\u2191 3.55 at step 10" in words(figures[0])
+    assert not any("guessing" in text for text in words(figures[0]))
+
+
+def test_a_long_training_curve_is_averaged(figures, tmp_path):
+    draw_loss_curve(run(10_000), 65, tmp_path / "loss.png")
+    [train] = lines(figures[0].axes[0], "training")
+    assert 100 < len(train.get_xdata()) <= 150
+
+
+def test_the_entropy_of_the_source_is_a_line_inside_the_range(figures, tmp_path):
     draw_loss_curve(ENTRIES, 65, tmp_path / "loss.png", source_loss=0.5)
-    line = figures[0].axes[0].lines[-1]
-    assert set(line.get_ydata()) == {0.5}
-    assert "0.5000" in line.get_label()
+    axes = figures[0].axes[0]
+    assert any(set(line.get_ydata()) == {0.5} for line in axes.lines)
+    assert "play's entropy 0.5000" in words(figures[0])
+    assert axes.get_ylim()[0] < 0.5
 
 
-def test_without_entries_there_is_still_a_picture(figures, tmp_path):
-    draw_loss_curve([], 65, tmp_path / "loss.png")
-    assert len(figures[0].axes[0].lines) == 1
+@pytest.mark.parametrize(
+    "entries",
+    [
+        [],
+        [{"step": 0, "train/loss": None, "val/loss": 3.3, "elapsed_s": 1.0}],
+        [{"step": 5, "train/loss": math.nan, "val/loss": math.inf, "elapsed_s": 1.0}],
+        [{"step": 5, "train/loss": 2.0, "elapsed_s": 1.0}],
+        [{"step": step, "train/loss": 2.0, "elapsed_s": 1.0} for step in (5, 10)],
+    ],
+)
+def test_logs_with_little_in_them_give_pictures(figures, tmp_path, entries):
+    draw_loss_curve(entries, 65, tmp_path / "loss.png", name="$x^{" + "long" * 99, text="東.txt")
+    draw_comparison({"a": entries, "b": ENTRIES}, tmp_path / "compare.png")
+    assert len(figures) == 2
 
 
-def test_a_comparison_has_all_runs_against_steps_and_against_seconds(figures, tmp_path):
-    other = [{"step": 5, "train/loss": 1.0, "val/loss": 1.5, "elapsed_s": 9.0}]
-    draw_comparison({"a": ENTRIES, "b": other}, tmp_path / "compare.png")
+def test_a_comparison_shows_all_runs_against_steps_and_time(figures, tmp_path):
+    other = [{"step": 5, "train/loss": 2.0, "val/loss": 2.2, "elapsed_s": 9.0}]
+    draw_comparison({"a": ENTRIES, "b": other}, tmp_path / "compare.png", "character")
     assert (tmp_path / "compare.png").read_bytes().startswith(b"\x89PNG")
     steps, seconds = figures[0].axes
-    for axes, (x_of_a, x_of_b) in ((steps, ([30, 40], [5])), (seconds, ([3.0, 4.0], [9.0]))):
-        held_out = {line.get_label(): list(line.get_xdata()) for line in axes.lines[1::2]}
-        assert held_out == {"a": x_of_a, "b": x_of_b}
-        train_a, val_a, train_b, val_b = axes.lines
-        assert train_a.get_color() == val_a.get_color() != train_b.get_color() == val_b.get_color()
-    assert (steps.get_xlabel(), seconds.get_xlabel()) == ("step", "seconds")
+    for axes, expected in ((steps, [[30, 40], [5]]), (seconds, [[3.0, 4.0], [9.0]])):
+        assert [list(line.get_xdata()) for line in lines(axes, "validation")] == expected
+        train_a, train_b = (line.get_color() for line in lines(axes, "training"))
+        val_a, val_b = (line.get_color() for line in lines(axes, "validation"))
+        assert train_a == val_a != train_b == val_b
+    assert (steps.get_xlabel(), seconds.get_xlabel()) == ("training steps", "seconds of training")
+    assert {"a", "b", "nats per character"} <= set(words(figures[0]))
 
 
-def test_the_best_is_the_smallest_held_out_loss():
-    assert best(ENTRIES) == (30, 2.5)
-    assert best(ENTRIES[:2]) is None
+def test_a_diverged_run_does_not_flatten_the_others(figures, tmp_path):
+    runs = {"good": run(), "worse": run(final=1.8), "diverged": run(diverges_after=300)}
+    draw_comparison(runs, tmp_path / "compare.png")
+    low, high = figures[0].axes[0].get_ylim()
+    assert low < 1.5 and 1.9 < high < 4
+    assert "diverged \u2191 9.1" in words(figures[0])
+
+
+def test_many_runs_have_distinct_lines_and_labels_that_do_not_overlap(figures, tmp_path):
+    runs = {f"runs/a-name-that-is-long-{n}": run(final=1.5 + n / 1000) for n in range(20)}
+    draw_comparison(runs, tmp_path / "compare.png")
+    left, right = figures[0].axes
+    shown = lines(left, "validation")
+    assert len({(line.get_color(), line.get_linestyle()) for line in shown}) == 20
+    assert lines(left, "training") == []
+    heights = sorted(text.get_position()[1] for text in right.texts if "..." in text.get_text())
+    assert len(heights) == 20
+    gaps = [b - a for a, b in zip(heights, heights[1:], strict=False)]
+    assert min(gaps) > 0.04 and heights[0] >= 0 and heights[-1] <= 1
+
+
+def test_drawing_warns_of_nothing(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        draw_loss_curve(ENTRIES, 65, tmp_path / "loss.png", name="東京")

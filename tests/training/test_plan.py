@@ -1,4 +1,4 @@
-"""The plan of a run: its figures, and that nothing is allocated, made or read for it."""
+"""The plan of a run: its figures, and that it allocates, writes and reads nothing."""
 
 import re
 
@@ -19,7 +19,7 @@ def unread(small):
     return small.with_values("data", corpus="/nothing.txt")
 
 
-def test_sizes_are_those_of_the_state(unread):
+def test_sizes_match_the_state(unread):
     config = unread.with_values("optimizer", average_decay=0.9)
     found = plan(config)
     mesh = make_mesh(config.mesh, jax.devices()[:1])
@@ -35,8 +35,8 @@ def test_sizes_are_those_of_the_state(unread):
     assert found.tokens == 8 * 16
 
 
-def test_operations_are_six_for_a_parameter_that_multiplies_and_attention(small):
-    """By hand: 1 block of width 16, context 16, 11 ids."""
+def test_operations_match_a_calculation_by_hand(small):
+    """One block of width 16, context 16, 11 ids."""
     matrices, others = 12 * 16**2, 16 + 64 + 16 + 3 * 32  # Biases of three products, LayerNorms.
     attention = 12 * 1 * 16 * 16
     c, tables = small.model, (11 + 16) * 16
@@ -47,11 +47,11 @@ def test_operations_are_six_for_a_parameter_that_multiplies_and_attention(small)
     assert flops_per_token(tied, parameters) == 6 * (parameters - 16 * 16) + attention
 
 
-def test_operations_do_not_depend_on_the_layout_and_memory_does(unread):
-    """XLA counts what a loop repeats once, and for one device."""
+def test_the_layout_changes_memory_but_not_operations(unread):
+    """XLA counts a loop's body once, and for one device; the plan multiplies."""
     whole = unread.with_values("train", microbatch_size=8)
-    shared = unread.with_values("mesh", cpu_devices=2)
-    plans = [plan(config) for config in (whole, unread, shared)]
+    two_devices = unread.with_values("mesh", cpu_devices=2)
+    plans = [plan(config) for config in (whole, unread, two_devices)]
     assert [(p.devices, p.microbatches) for p in plans] == [(1, 1), (1, 4), (2, 2)]
     assert len({p.flops for p in plans}) == 1
     for found in plans:
@@ -60,7 +60,7 @@ def test_operations_do_not_depend_on_the_layout_and_memory_does(unread):
 
 
 @pytest.mark.parametrize("sizes", [(1024, 1, 1), (8, 32, 4)], ids=str)
-def test_devices_that_are_not_here_are_planned_for_from_shapes(unread, sizes):
+def test_other_devices_are_planned_from_shapes(unread, sizes):
     config = unread.with_values("mesh", data=sizes[0], fsdp=sizes[1], tensor=sizes[2])
     config = config.with_values("train", batch_size=1024, microbatch_size=0)
     config = config.with_values("model", vocab_size=1024, n_embd=128, n_head=4)
@@ -69,7 +69,7 @@ def test_devices_that_are_not_here_are_planned_for_from_shapes(unread, sizes):
     assert found.devices == 1024
     assert found.parameters == plan(config.with_values("mesh", data=1, fsdp=1, tensor=1)).parameters
     everywhere = 3 * 4 * found.parameters
-    if sizes[1:] == (1, 1):  # And seven small numbers: steps, counts, the key.
+    if sizes[1:] == (1, 1):  # Seven small arrays besides: steps, counts, the key.
         assert 0 < found.state_bytes - everywhere < 64
         assert found.sent["data"] == 2 * found.parameter_bytes * 1023 / 1024
         assert found.sent["fsdp"] == found.sent["tensor"] == 0
@@ -78,13 +78,13 @@ def test_devices_that_are_not_here_are_planned_for_from_shapes(unread, sizes):
         assert min(found.sent.values()) > 0
 
 
-def test_more_devices_than_can_be_planned_for_are_refused(unread):
-    with pytest.raises(UserError, match="are 1025 devices: plan for 1024 at most"):
+def test_too_many_devices_to_plan_are_rejected(unread):
+    with pytest.raises(UserError, match="are 1025 devices: plan for at most 1024"):
         plan(unread.with_values("mesh", data=1025))
 
 
-def test_what_a_step_keeps_is_counted_close_to_what_is_compiled(unread):
-    """XLA on a CPU takes up to twice as much, and never less."""
+def test_activation_bytes_are_close_to_the_compiled_step(unread):
+    """XLA on a CPU needs up to twice as much, and never less."""
     config = unread.with_values("model", n_layer=2, n_embd=64, block_size=64)
     config = config.with_values("train", microbatch_size=8)
     found = plan(config)
@@ -95,26 +95,26 @@ def test_what_a_step_keeps_is_counted_close_to_what_is_compiled(unread):
     )
 
 
-def test_what_xla_counts_is_not_told_where_it_counts_one_block_of_many(unread):
+def test_no_counted_operations_for_scanned_blocks(unread):
     found = plan(unread.with_values("model", n_layer=3, scan_layers=True))
     assert found.counted_flops == 0
     names = [row[0] for row in train.plan_rows(found)]
     assert "TFLOP a step" in names and "counted" not in names
 
 
-def test_attention_that_this_machine_cannot_compute_is_refused_before_compiling(unread):
+def test_unsupported_attention_is_rejected_before_compiling(unread):
     values = {"attention": "cudnn", "dropout": 0.0, "matmul_dtype": "bfloat16"}
     with pytest.raises(UserError, match=r"but the device is cpu: .* set model.attention=xla"):
         plan(unread.with_values("model", **values))
 
 
-def test_nothing_is_allocated(unread):
+def test_a_plan_allocates_nothing(unread):
     before = {id(array) for array in jax.live_arrays()}
     plan(unread)
     assert {id(array) for array in jax.live_arrays()} <= before
 
 
-def test_the_vocabulary_is_read_where_it_is_not_given(small, unread, text_file):
+def test_the_vocabulary_is_read_from_the_corpus_if_it_is_not_given(small, unread, text_file):
     config = small.with_values("model", vocab_size=0)
     found = plan(config.with_values("data", corpus=str(text_file)))
     assert found.config.model.vocab_size == len(set(text_file.read_text(encoding="utf-8")))
@@ -124,7 +124,7 @@ def test_the_vocabulary_is_read_where_it_is_not_given(small, unread, text_file):
         plan(unknown)
 
 
-def test_the_command_shows_a_table_of_the_weights_it_begins_from_and_makes_no_folder(
+def test_the_plan_of_given_weights_prints_a_table_and_makes_no_folder(
     tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""The step: golden losses, gradients against the whole batch, layouts, numbers that blow up."""
+"""The step: golden losses, gradients, meshes and microbatches, steps that are not finite."""
 
 import collections
 import re
@@ -27,10 +27,10 @@ GOLDEN = [2.399567, 2.376856, 2.384210, 2.366620, 2.373737, 2.390282]
 
 
 def test_golden_losses(small):
-    """The first losses of a small model, dropout on, in float32.
+    """The first losses of a small model, with dropout, in float32.
 
-    They may change only with a change that is meant to alter numbers (initialisation, batches,
-    dropout, the update). Then pin the new ones in the same commit, and say why in CHANGELOG.md.
+    Only a change that is meant to alter numbers may change them: initialization, batches, dropout,
+    the update. Then pin the new losses in the same commit, and say why in CHANGELOG.md.
     """
     config = small.with_values("model", n_layer=2)
     np.testing.assert_allclose(losses(config, len(GOLDEN))[0], GOLDEN, rtol=1e-4)
@@ -46,7 +46,7 @@ def on_mesh(config, data, fsdp, tensor):
 
 
 def trained(config, steps):
-    """Losses, norms of the gradients, last state."""
+    """Losses, gradient norms, last state."""
     state, step, layout = setting(config)
     found = []
     for n in range(steps):
@@ -56,8 +56,8 @@ def trained(config, steps):
 
 
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
-def test_every_mesh_trains_the_same(small, mesh):
-    """Dropout on; only the order of float32 sums differs. The beginning has the same bits."""
+def test_every_mesh_gives_the_same_training(small, mesh):
+    """With dropout. Only the order of float32 sums differs; the initial bits are the same."""
     config = small.with_values("train", microbatch_size=1)
     expected, _ = trained(config, 3)
     actual, state = trained(on_mesh(config, *mesh), 3)
@@ -68,7 +68,7 @@ def test_every_mesh_trains_the_same(small, mesh):
     assert jax.random.key_data(one.key).tolist() == jax.random.key_data(many.key).tolist()
 
 
-# What the devices tell one another in a step of one microbatch; CPUs have no reduce-scatter.
+# What the devices send one another in a step of one microbatch. CPUs have no reduce-scatter.
 COLLECTIVES = {
     (8, 1, 1): {"all-reduce": 1},  # All gradients at once.
     (1, 8, 1): {"all-gather": 20, "all-reduce": 18},  # 18 parameters.
@@ -77,7 +77,7 @@ COLLECTIVES = {
 
 
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
-def test_collectives_of_a_step_are_those_expected_and_the_state_is_donated(small, mesh, capfd):
+def test_a_step_has_the_expected_collectives_and_donates_the_state(small, mesh, capfd):
     config = on_mesh(small.with_values("model", vocab_size=16), *mesh)
     state, step, layout = setting(config.with_values("train", microbatch_size=1))
     program = step.lower(state, layout.place(windows(small, 0))).compile()
@@ -102,7 +102,7 @@ def modern(config):
     return config
 
 
-def test_every_option_at_once_trains_the_same_on_another_mesh(small):
+def test_all_options_at_once_give_the_same_training_on_another_mesh(small):
     config = modern(small.with_values("train", microbatch_size=1))
     config = config.with_values("model", n_kv_head=2)
     expected, one = losses(config, 4)
@@ -113,23 +113,23 @@ def test_every_option_at_once_trains_the_same_on_another_mesh(small):
 
 
 @pytest.mark.parametrize("microbatch_size", [1, 8])
-def test_microbatches_change_nothing(small, microbatch_size):
+def test_the_microbatch_size_does_not_change_the_losses(small, microbatch_size):
     config = small.with_values("train", microbatch_size=microbatch_size)
     np.testing.assert_allclose(losses(config, 6)[0], losses(small, 6)[0], rtol=1e-5)
 
 
-def test_the_same_run_twice_has_the_same_bits(small):
+def test_training_twice_gives_the_same_bits(small):
     first, state = losses(small, 4)
     second, again = losses(small, 4)
     assert first == second
     jax.tree.map(np.testing.assert_array_equal, state.params, again.params)
 
 
-def test_another_seed_is_another_run(small):
+def test_the_seed_changes_the_losses(small):
     assert losses(small, 1)[0] != losses(small.with_values("train", seed=1), 1)[0]
 
 
-def test_the_step_is_traced_once_and_its_state_donated(small, monkeypatch):
+def test_the_step_is_traced_once_and_donates_its_state(small, monkeypatch):
     traced = []
     original = mean_loss_and_grads
     monkeypatch.setattr(
@@ -144,33 +144,33 @@ def test_the_step_is_traced_once_and_its_state_donated(small, monkeypatch):
     assert len(traced) == 1
 
 
-def test_one_update_is_the_optimizer_applied_to_the_gradient_of_the_mean_loss(small):
-    """Against the loss written out again, over the whole batch at once, dropout off."""
+def test_one_update_matches_the_optimizer_and_the_gradient_of_the_plain_loss(small):
+    """The plain loss takes the whole batch at once, without dropout."""
     config = small.with_values("model", dropout=0.0)
     state, step, layout = setting(config)
     params, batch = jax.device_get(state.params), windows(config, 0)
 
     def mean_loss(params):
         logits = GPT(config.model).apply({"params": params}, batch[:, :-1])
-        chances = jnp.exp(logits) / jnp.exp(logits).sum(-1, keepdims=True)
+        probs = jnp.exp(logits) / jnp.exp(logits).sum(-1, keepdims=True)
         rows, places = np.indices(batch[:, 1:].shape)
-        return -jnp.log(chances[rows, places, batch[:, 1:]]).mean()
+        return -jnp.log(probs[rows, places, batch[:, 1:]]).mean()
 
     loss, grads = jax.jit(jax.value_and_grad(mean_loss))(params)
     optimizer = make_optimizer(config)
-    updates, _ = optimizer.update(grads, optimizer.init(params), params)
+    updates, _ = jax.jit(optimizer.update)(grads, optimizer.init(params), params)
     new, metrics = step(state, layout.place(batch))
     assert metrics["loss"] == pytest.approx(float(loss), rel=1e-5)
     assert metrics["grad_norm"] == pytest.approx(float(optax.tree.norm(grads)), rel=1e-5)
     assert metrics["lr"] == pytest.approx(0.005)
     expected = optax.apply_updates(params, updates)
-    # Adam's first update is nearly the sign of the gradient: where that is close to 0 a rounding
-    # error shows, so the tolerance is 2 % of the learning rate.
+    # Adam's first update is nearly the sign of the gradient. A rounding error shows where the
+    # gradient is close to 0, so the tolerance is 2 % of the learning rate.
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), new.params, expected)
     assert int(new.step) == 1
 
 
-def test_dropout_differs_from_step_to_step(small):
+def test_dropout_masks_differ_between_steps(small):
     config = small.with_values("model", dropout=0.5)
     config = config.with_values("optimizer", learning_rate=1e-9, min_learning_rate=0.0)
     state, step, layout = setting(config)
@@ -181,7 +181,7 @@ def test_dropout_differs_from_step_to_step(small):
     assert len(found) == 3
 
 
-def test_a_small_model_learns_one_batch_by_heart(small):
+def test_a_small_model_memorizes_one_batch(small):
     config = small.with_values("model", dropout=0.0).with_values("train", steps=150)
     state, step, layout = setting(config)
     batch = layout.place(windows(config, 0))
@@ -190,7 +190,7 @@ def test_a_small_model_learns_one_batch_by_heart(small):
     assert metrics["loss"] < 0.3
 
 
-def test_the_average_is_the_exponential_one_and_what_is_evaluated(small):
+def test_the_moving_average_is_exponential_and_is_evaluated(small):
     config = small.with_values("optimizer", average_decay=0.3)
     state, step, layout = setting(config)
     expected = np.float64(state.params["wte"]["embedding"])
@@ -225,7 +225,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(small):
     assert (after.step, after.skipped, after.skipped_in_a_row) == (2, 2, 2)
 
 
-def test_a_good_step_ends_the_row_but_not_the_count():
+def test_a_finite_step_resets_only_skipped_in_a_row():
     zero, one = jnp.zeros((), jnp.int32), jnp.ones((), jnp.int32)
     state = TrainState(zero, {"w": zero}, {"m": zero}, zero, one + 4, one + 1)
     good = apply_if_finite(jnp.array(True), state, {"w": one}, {"m": one}, ())
@@ -234,8 +234,8 @@ def test_a_good_step_ends_the_row_but_not_the_count():
 
 
 @pytest.mark.parametrize("devices", [1, 4])
-def test_held_out_loss_counts_every_window_once(small, devices):
-    """23 windows in batches of 8: the last batch is filled up with windows that do not count."""
+def test_validation_loss_counts_every_window_once(small, devices):
+    """23 windows in batches of 8: the last batch is filled up with windows that are not counted."""
     state, _, layout = setting(small, cpu_devices=devices)
     devices_mesh = layout.sharding.mesh
     abstract = abstract_state(small, devices_mesh)
@@ -250,7 +250,7 @@ def test_held_out_loss_counts_every_window_once(small, devices):
     assert actual == mean_loss(eval_step, state.params, cut, layout)
 
 
-def test_gradients_are_summed_over_devices_once_and_not_for_every_microbatch(small):
+def test_gradients_are_summed_over_devices_once_per_step(small):
     state, step, layout = setting(small, cpu_devices=4)
     text = step.lower(state, layout.place(windows(small, 0))).compile().as_text()
     sums = [line for line in text.splitlines() if " all-reduce(" in line]

@@ -1,14 +1,14 @@
-"""Asked to end, a run saves the step in hand and goes on later as if nothing had happened."""
+"""A run that is asked to stop saves the current step, and the resumed run equals a straight one."""
 
 import os
 import signal
 import subprocess
 import sys
 
-import jax
 import numpy as np
 import pytest
 from soak import log
+from steps import share_steps
 from support import ROOT
 
 from gpt_jax.devices.batch_layout import make_batch_layout
@@ -17,41 +17,60 @@ from gpt_jax.devices.mesh import make_mesh
 from gpt_jax.runs.checkpoint_list import Saved
 from gpt_jax.runs.checkpoints import Checkpoints
 from gpt_jax.runs.record import read_record
-from gpt_jax.sampling import decode
+from gpt_jax.text import play
+from gpt_jax.training import finish as finish_module
 from gpt_jax.training import loop
 from gpt_jax.training import run as run_module
 from gpt_jax.training.step import mean_loss
-from gpt_jax.training.stopping import FINISHED, Stop, Stopped, Stopper, stopping_on_signals
+from gpt_jax.training.stopping import (
+    ALREADY_FINISHED,
+    FINISHED,
+    Stop,
+    Stopped,
+    Stopper,
+    stopping_on_signals,
+)
 
 
-@pytest.fixture
-def config(small, text_file):
+@pytest.fixture(autouse=True)
+def shared_steps(monkeypatch):
+    """Runs share their compiled steps."""
+    share_steps(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def config(small, tmp_path_factory):
     """Ten steps on a small text, logged every second, evaluated and saved after 4, 8 and 10."""
-    config = small.with_values("model", vocab_size=0).with_values("data", corpus=str(text_file))
+    path = tmp_path_factory.mktemp("text") / "corpus.txt"
+    path.write_text(play.write()[:4000], encoding="utf-8")
+    config = small.with_values("model", vocab_size=0).with_values("data", corpus=str(path))
     config = config.with_values("train", log_every=2, eval_every=4, checkpoint_every=4)
     return config.with_values("sample", max_new_tokens=20, prompt="The ")
 
 
-@pytest.fixture
-def straight(config, tmp_path):
-    loop.train(config, tmp_path / "straight")
-    return tmp_path / "straight"
+@pytest.fixture(scope="module")
+def straight(config, tmp_path_factory):
+    """A run that nobody stops."""
+    workdir = tmp_path_factory.mktemp("straight") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        share_steps(patch)
+        assert loop.train(config, workdir) == FINISHED
+    return workdir
 
 
-def params(workdir):
-    path = workdir / "checkpoints" / "10"
-    assert path.exists()
+def record_and_sample(workdir):
+    assert (workdir / "checkpoints" / "10").exists()
     return read_record(workdir), (workdir / "samples" / "10.txt").read_text()
 
 
-def ask_at(monkeypatch, module, name, call, asked):
-    """The signal comes in the middle of a call of a function."""
+def stop_in(monkeypatch, module, name, call, stopper):
+    """Sends the stopper SIGTERM when `module.name` is called for the `call`-th time."""
     original, calls = getattr(module, name), []
 
     def function(*args, **kwargs):
         calls.append(1)
         if len(calls) == call:
-            asked.signum = signal.SIGTERM
+            stopper.receive(signal.SIGTERM)
         return original(*args, **kwargs)
 
     monkeypatch.setattr(module, name, function)
@@ -64,31 +83,33 @@ def ask_at(monkeypatch, module, name, call, asked):
         (loop, "_wait", 4, 4),
         (loop, "_wait", 10, 10),
         (run_module, "mean_loss", 1, 4),
-        (decode, "extend", 1, 10),
+        (finish_module, "stream", 1, 10),
     ],
+    ids=["between log lines", "at a save", "last step", "evaluation", "sample"],
 )
-def test_the_step_in_hand_is_saved_and_the_rest_is_as_in_a_straight_run(
+def test_a_stopped_run_saves_its_step_and_resumes_as_if_it_had_not_stopped(
     config, tmp_path, straight, monkeypatch, module, name, call, saved
 ):
-    module_of_run = run_module if name == "mean_loss" else module
-    asked, workdir = Stopper(), tmp_path / "run"
+    stopper, workdir = Stopper(), tmp_path / "run"
     with monkeypatch.context() as patch:
-        ask_at(patch, module_of_run, name, call, asked)
-        assert loop.train(config, workdir, stopper=asked) == Stop("SIGTERM", 143)
+        stop_in(patch, module, name, call, stopper)
+        assert loop.train(config, workdir, stopper=stopper) == Stop("SIGTERM", 143)
     with Checkpoints.for_reading(workdir / "checkpoints") as checkpoints:
         assert checkpoints.latest_step == saved
     assert not (workdir / "samples").exists()
     assert loop.train(config, workdir) == FINISHED
     assert log(workdir) == log(straight)
-    assert params(workdir) == params(straight)
+    assert record_and_sample(workdir) == record_and_sample(straight)
+    assert (workdir / "loss.png").exists()
+    assert loop.train(config, workdir) == ALREADY_FINISHED
 
 
-def test_an_evaluation_that_was_left_alone_still_finds_the_best(config, tmp_path, monkeypatch):
-    """The loss of step 4 is measured after the run has gone on, and no later one is as small."""
-    asked, workdir = Stopper(), tmp_path / "run"
+def test_the_loss_of_an_abandoned_evaluation_can_be_the_best(config, tmp_path, monkeypatch):
+    """The resumed run measures the loss of step 4, and no later loss is as small."""
+    stopper, workdir = Stopper(), tmp_path / "run"
     with monkeypatch.context() as patch:
-        ask_at(patch, run_module, "mean_loss", 1, asked)
-        loop.train(config, workdir, stopper=asked)
+        stop_in(patch, run_module, "mean_loss", 1, stopper)
+        loop.train(config, workdir, stopper=stopper)
     losses = iter([1.0, 2.0, 3.0, 4.0])
     monkeypatch.setattr(run_module, "mean_loss", lambda *args: next(losses))
     assert loop.train(config, workdir) == FINISHED
@@ -96,7 +117,7 @@ def test_an_evaluation_that_was_left_alone_still_finds_the_best(config, tmp_path
         assert checkpoints.all() == [Saved(4, 1.0), Saved(10, 3.0)]
 
 
-# Sends itself a signal in the middle of the third step, and a second one while it saves.
+# Sends itself a signal during the third step and, if `twice`, a second one while it saves.
 SIGNALLED = """
 import os, signal, sys, train
 from gpt_jax.training import loop
@@ -123,10 +144,12 @@ sys.exit(train.main(sys.argv))
     ("name", "twice", "status", "steps"),
     [("SIGTERM", False, 143, {"2", "3"}), ("SIGINT", True, 130, {"2"})],
 )
-def test_signals_to_a_process(text_file, tmp_path, name, twice, status, steps):
+def test_a_signal_saves_and_exits_and_a_second_one_exits_at_once(
+    config, tmp_path, name, twice, status, steps
+):
     flags = {
         **{"model.block_size": 16, "model.n_layer": 1, "model.n_embd": 16},
-        **{"data.corpus": text_file, "optimizer.warmup_steps": 2, "train.steps": 10},
+        **{"data.corpus": config.data.corpus, "optimizer.warmup_steps": 2, "train.steps": 10},
         **{"train.checkpoint_every": 2, "train.eval_every": 2, "mesh.cpu_devices": 1},
     }
     done = subprocess.run(
@@ -141,32 +164,29 @@ def test_signals_to_a_process(text_file, tmp_path, name, twice, status, steps):
         timeout=300,
     )
     assert done.returncode == status, done.stderr
-    assert ("the same command goes on where it was" in done.stderr) != twice
+    assert ("the same command resumes the run" in done.stderr) != twice
     saved = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
     assert {step for step in saved if step.isdecimal()} <= steps
     with Checkpoints.for_reading(tmp_path / "run" / "checkpoints") as checkpoints:
         assert checkpoints.latest_step == int(max(steps))
 
 
-def test_a_signal_is_kept_until_it_is_asked_for():
+def test_a_signal_is_remembered_until_the_run_asks_and_handlers_are_restored():
     before = [signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)]
-    with stopping_on_signals() as asked:
-        asked.check()
+    with stopping_on_signals() as stopper:
+        stopper.check()
         signal.raise_signal(signal.SIGINT)
-        assert asked.signum == signal.SIGINT
+        assert stopper.signum == signal.SIGINT
+        assert stopper.poll() == Stop("SIGINT", 130)
         with pytest.raises(Stopped, match="SIGINT"):
-            asked.check()
+            stopper.check()
     assert before == [signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)]
 
 
-def test_an_evaluation_asks_before_every_batch(small):
+def test_an_evaluation_asks_before_its_first_batch(small):
     def stop():
-        raise Stopped(signal.SIGTERM)
+        raise Stopped(Stop("SIGTERM", 143))
 
+    mesh = make_mesh(small.mesh, start_devices(small.mesh, small.train.batch_size))
     with pytest.raises(Stopped):
-        mean_loss(None, None, np.zeros((20, 17)), layout_of(small), stop)
-
-
-def layout_of(config):
-    devices = start_devices(config.mesh, config.train.batch_size)
-    return make_batch_layout(config, make_mesh(config.mesh, devices[: len(jax.devices())]))
+        mean_loss(None, None, np.zeros((20, 17)), make_batch_layout(small, mesh), stop)

@@ -1,4 +1,4 @@
-"""Event files say what the log says; without the package there is one sentence."""
+"""TensorBoard event files hold the numbers of the log."""
 
 import sys
 
@@ -10,7 +10,7 @@ from gpt_jax.training import tensorboard
 
 
 def events(folder):
-    """The events of all files: a record is 8 bytes of length, 4 of checksum, the event, 4 more."""
+    """The events of all files. A record is 8 bytes of length, 4 of checksum, the event, 4 more."""
     for path in sorted(folder.iterdir()):
         content = path.read_bytes()
         while content:
@@ -19,7 +19,7 @@ def events(folder):
             content = content[16 + size :]
 
 
-def test_event_files_hold_every_number_of_an_entry(tmp_path):
+def test_event_files_hold_every_number_of_the_log(tmp_path):
     with tensorboard.event_files(tmp_path, 0) as write:
         write({"step": 10, "train/loss": 2.5, "tokens_per_s": None})
         write({"step": 20, "train/loss": 2.0, "val/loss": 2.25})
@@ -31,14 +31,14 @@ def test_event_files_hold_every_number_of_an_entry(tmp_path):
     assert found == {(10, "train/loss"): 2.5, (20, "train/loss"): 2.0, (20, "val/loss"): 2.25}
 
 
-def test_a_resumed_run_takes_back_what_came_after_its_checkpoint(tmp_path):
+def test_a_resumed_run_drops_events_after_its_checkpoint(tmp_path):
     with tensorboard.event_files(tmp_path, 40) as write:
         write({"step": 50, "train/loss": 1.0})
     starts = [e.step for e in events(tmp_path / "tensorboard") if e.HasField("session_log")]
     assert starts == [41]
 
 
-def test_where_it_is_missing_the_command_that_installs_it_is_told(monkeypatch):
+def test_a_missing_package_is_an_error_with_the_install_command(monkeypatch):
     tensorboard.check_installed()
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     with pytest.raises(UserError, match=r'pip install -e "\.\[tensorboard\]"'):

@@ -1,0 +1,57 @@
+"""The files of checkpoints that a run reads and writes itself, without Orbax."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+from gpt_jax.devices import processes
+from gpt_jax.files import replacing
+
+# Orbax writes it last, but does not look for it when it reads, if the disk can rename folders.
+COMMITTED = "commit_success.txt"
+# Free space a save needs, in sizes of its arrays: the old checkpoint goes only when the new one is
+# complete, and a run writes other files too.
+SPACE_NEEDED = 1.2
+
+
+def is_committed(checkpoint: Path) -> bool:
+    """Whether the save of a checkpoint was completed."""
+    return (checkpoint / COMMITTED).exists()
+
+
+def check_committed(checkpoint: Path) -> None:
+    """Raises FileNotFoundError unless the save of a checkpoint was completed."""
+    if not is_committed(checkpoint):
+        raise FileNotFoundError(f"{COMMITTED} is missing: the save was not completed")
+
+
+@processes.on_first
+def check_space(folder: Path, size: int) -> None:
+    """Raises OSError unless `folder` has room for a checkpoint with `size` bytes of arrays."""
+    needed, free = int(SPACE_NEEDED * size), shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(f"{needed:,} bytes are needed in {folder} and {free:,} are free: make room")
+
+
+@processes.on_first
+def remove_incomplete(folder: Path) -> None:
+    """Removes what failed saves left. A write still under way may create its folder again."""
+    for path in folder.glob("*.orbax-checkpoint-tmp"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def sortable_loss(metrics: Any) -> float:
+    """The validation loss in a checkpoint's metrics; inf if it is missing or not finite."""
+    loss = (metrics or {}).get("val_loss")
+    return loss if isinstance(loss, float) and math.isfinite(loss) else math.inf
+
+
+@processes.on_first
+def write_loss(checkpoint: Path, val_loss: float) -> None:
+    """Writes the validation loss into the metrics of a checkpoint, if it has any."""
+    path = checkpoint / "metrics" / "metrics"
+    if path.exists():
+        with replacing(path) as file:
+            file.write(json.dumps({"val_loss": val_loss}).encode("utf-8"))
