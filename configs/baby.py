@@ -2,10 +2,11 @@
 
     python scripts/train.py --config=configs/baby.py
 
-On 2 cores (Zen 4 with AVX512-BF16) a step takes about 8 s, so the whole run would take 11 hours.
-Its loss is not yet measured. nanoGPT's README gives 1.4697 for its own run on a GPU, by another
-estimate (random crops of 256 characters). nanoGPT's model also drops out after the embeddings; this
-one does not.
+On an H100 it takes 2 minutes. Its best validation loss, over all windows of 256 characters, is
+1.4808 nats per character at step 2000 (seed 0); then it learns the text by heart. nanoGPT's README
+gives 1.4697 for its own run, by another estimate (random crops of 256 characters). nanoGPT's model
+also drops out after the embeddings; this one does not. On 2 cores (Zen 4 with AVX512-BF16) a step
+takes about 8 s, so the whole run would take 11 hours.
 """
 
 from ml_collections import ConfigDict

@@ -69,7 +69,7 @@ def table(found: "Evaluation") -> str:
         meaning = "comparable only with the tutorial's"
         lines.append(("tutorial_estimate", found.tutorial_estimate, meaning))
     if found.source_loss is not None:
-        lines.append(("entropy of the play", found.source_loss, "no model can be better"))
+        lines.append(("entropy of the play", found.source_loss, "no model can expect a lower loss"))
     return "\n".join(f"  {name:<19} {value:8.4f}  {meaning}" for name, value, meaning in lines)
 
 

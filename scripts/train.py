@@ -186,34 +186,31 @@ def show_plan(config: Config, init_from: str) -> None:
 
 
 def plan_rows(plan: "Plan") -> list[tuple[str, str, str]]:
-    """A row for every figure of a plan: name, value, meaning."""
-    c, count = plan.config, f"{plan.config.train.batch_size} x {plan.config.model.block_size}"
-    most = "at most (XLA)" if plan.at_hand else "at least (by counting)"
-    rows = [
+    """A row for every figure of a plan: name, value, meaning. Leaves out what is zero."""
+    c, axes = plan.config, plan.mesh.items()
+    layout = f"{c.train.batch_size} x {c.model.block_size} in {plan.microbatches} microbatches"
+    bound = "at most (XLA)" if plan.at_hand else "at least (by counting)"
+    sent = [
+        (f"sent over {axis}", megabytes(plan.sent[axis]), f"per step by each of {size} devices")
+        for axis, size in axes
+        if size > 1
+    ]
+    average = ("average memory", megabytes(plan.average_bytes), "optimizer.average_decay")
+    counted = ("counted by XLA", f"{plan.counted_flops / 1e12:,.3f}", "in the compiled program")
+    return [
         ("parameters", f"{plan.parameters:,}", f"vocabulary {c.model.vocab_size:,}"),
-        ("their memory", megabytes(plan.parameter_bytes), "float32"),
-        ("the optimizer's", megabytes(plan.optimizer_bytes), c.optimizer.name),
-        ("the average's", megabytes(plan.average_bytes), "optimizer.average_decay"),
-        ("devices", f"{plan.devices:,}", " x ".join(f"{k} {n}" for k, n in plan.mesh.items())),
-        ("state on each", megabytes(plan.state_bytes), "parameters, optimizer, average"),
-        ("a step's on each", megabytes(plan.step_bytes), f"activations and gradients, {most}"),
-        *(
-            (f"sent along {axis}", megabytes(plan.sent[axis]), f"by each of {size} in a step")
-            for axis, size in plan.mesh.items()
-        ),
-        (
-            "tokens a step",
-            f"{plan.tokens:,}",
-            f"{count}, in {plan.microbatches} microbatch(es) one after another",
-        ),
-        ("TFLOP a step", f"{plan.flops / 1e12:,.3f}", "6 N + 12 L C T for each token"),
-        ("counted", f"{plan.counted_flops / 1e12:,.3f}", "by XLA in the compiled program"),
+        ("parameter memory", megabytes(plan.parameter_bytes), "float32"),
+        ("optimizer memory", megabytes(plan.optimizer_bytes), c.optimizer.name),
+        *([average] if plan.average_bytes else []),
+        ("devices", f"{plan.devices:,}", " x ".join(f"{axis} {size}" for axis, size in axes)),
+        ("state per device", megabytes(plan.state_bytes), "parameters, optimizer, average"),
+        ("step per device", megabytes(plan.step_bytes), f"activations, gradients: {bound}"),
+        *sent,
+        ("tokens per step", f"{plan.tokens:,}", layout),
+        ("TFLOP per step", f"{plan.flops / 1e12:,.3f}", "6 N + 12 L C T per token"),
+        *([counted] if plan.counted_flops else []),
         ("tokens", f"{plan.tokens * c.train.steps:,}", f"in {c.train.steps:,} steps"),
     ]
-    unsaid = {f"sent along {axis}" for axis, size in plan.mesh.items() if size == 1}
-    unsaid |= {"the average's"} if not plan.average_bytes else set()
-    unsaid |= {"counted"} if not plan.counted_flops else set()
-    return [row for row in rows if row[0] not in unsaid]
 
 
 def megabytes(size: float) -> str:

@@ -23,6 +23,7 @@ from gpt_jax.config.sections import (
     TrainConfig,
 )
 from gpt_jax.config.setting import ALLOWED, ANY, FIXED, FREE, INT32, NOT_NEGATIVE, POSITIVE, checked
+from gpt_jax.errors import UserError
 
 __all__ = [
     "ALLOWED",
@@ -41,6 +42,7 @@ __all__ = [
     "OptimizerConfig",
     "SampleConfig",
     "TrainConfig",
+    "UserError",
     "automatic_settings",
     "check_field",
     "checked",

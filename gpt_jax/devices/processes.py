@@ -41,13 +41,13 @@ def on_first(function: Callable[P, T]) -> Callable[P, T]:
     """
 
     @functools.wraps(function)
-    def shared(*args: P.args, **kwargs: P.kwargs) -> T:
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
         if not several():
             return function(*args, **kwargs)
         result = _together(lambda: function(*args, **kwargs) if is_first() else None)
         return cast(T, _sent(result, 0))
 
-    return shared
+    return wrapper
 
 
 def on_all(function: Callable[P, T]) -> Callable[P, T]:
@@ -62,10 +62,10 @@ def on_all(function: Callable[P, T]) -> Callable[P, T]:
     """
 
     @functools.wraps(function)
-    def shared(*args: P.args, **kwargs: P.kwargs) -> T:
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
         return _together(lambda: function(*args, **kwargs))
 
-    return shared
+    return wrapper
 
 
 def _together(action: Callable[[], T]) -> T:

@@ -13,6 +13,7 @@ from rich.table import Column
 from rich.text import Text
 
 LABEL_WIDTH = 10
+MIN_TEXT_WIDTH = 20  # Even in a terminal of a few columns.
 HEADINGS = ("training loss", "validation loss", "tokens/s", "elapsed", "left")
 WIDTHS = (13, 15, 9, 8, 10)  # With the steps, two spaces between columns: under 80 characters.
 
@@ -41,11 +42,9 @@ def facts(rows: Iterable[tuple[str, str]], width: int, label_width: int = LABEL_
 
     Long texts wrap between words. A label that does not fit has a line of its own.
     """
-    lines = []
+    lines, room = [], max(MIN_TEXT_WIDTH, width - label_width)
     for label, text in rows:
-        wrapped = textwrap.wrap(
-            text, width - label_width, break_long_words=False, break_on_hyphens=False
-        )
+        wrapped = textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False)
         if len(label) > label_width - 2:
             lines.append(label)
             label = ""
@@ -56,7 +55,7 @@ def facts(rows: Iterable[tuple[str, str]], width: int, label_width: int = LABEL_
 
 def short_path(path: str | Path, width: int) -> str:
     """A path in at most `width` characters: relative below the current folder, else cut left."""
-    text = str(path)
+    text, width = str(path), max(MIN_TEXT_WIDTH, width)
     with contextlib.suppress(ValueError, OSError):
         text = str(Path(path).relative_to(Path.cwd())) if Path(path).is_absolute() else text
     return text if len(text) <= width else "..." + text[-(width - 3) :]

@@ -5,7 +5,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-from gpt_jax.config import MeshConfig
+import jax
+
+from gpt_jax.config import Config, MeshConfig
 from gpt_jax.devices import hardware, start_devices
 from gpt_jax.runs import existing_record
 from gpt_jax.runs.checkpoints import Checkpoints
@@ -49,22 +51,25 @@ def evaluate(workdir: Path, which: str) -> Evaluation:
     """
     workdir = workdir.absolute()
     record = existing_record(workdir)
-    # This may be another machine than the run's, so the layout is chosen again.
-    config = dataclasses.replace(record.config, mesh=MeshConfig())
-    devices = start_devices(config.mesh, config.train.batch_size)
-    if not hardware.has_cudnn_attention(devices[0]):
-        config = config.with_values("model", attention="xla")
-    shared = -(-config.train.batch_size // len(devices)) * len(devices)
-    # A GPU can hold as many windows at a time as in training. On a CPU, 0 = chosen again.
-    size = math.gcd(shared // len(devices), config.train.microbatch_size)
-    size = 0 if devices[0].platform == "cpu" else size
-    config = config.with_values("train", batch_size=shared, microbatch_size=size)
-    run = prepare(config, workdir, record, devices)
+    devices = start_devices(MeshConfig(), record.config.train.batch_size)
+    run = prepare(_fitted(record.config, devices), workdir, record, devices)
     # Restored right after it is found, because a run in progress deletes checkpoints.
     with Checkpoints.for_reading(workdir / "checkpoints") as checkpoints:
         step = checkpoints.find(which).step
         params = checkpoints.restore_evaluated(step, run.abstract)
     return _evaluation(run, params, step)
+
+
+def _fitted(config: Config, devices: list[jax.Device]) -> Config:
+    """`config` with a layout for `devices`, which may be another machine's than the run's."""
+    if not hardware.has_cudnn_attention(devices[0]):
+        config = config.with_values("model", attention="xla")
+    batch_size = math.ceil(config.train.batch_size / len(devices)) * len(devices)
+    # A GPU can hold as many windows at a time as in training. On a CPU, 0 = chosen again.
+    size = math.gcd(batch_size // len(devices), config.train.microbatch_size)
+    size = 0 if devices[0].platform == "cpu" else size
+    config = dataclasses.replace(config, mesh=MeshConfig())
+    return config.with_values("train", batch_size=batch_size, microbatch_size=size)
 
 
 def _evaluation(run: Run, params: Any, step: int) -> Evaluation:

@@ -93,7 +93,7 @@ class Due(NamedTuple):
 class Loop:
     """The loop of a run, and what it works with.
 
-    Methods that evaluate raise Stopped if the run is asked to stop meanwhile.
+    Methods that evaluate raise Stopped if the run is asked to stop while they do.
     """
 
     run: Run
@@ -169,7 +169,7 @@ class Loop:
             return self.run.evaluate(state.evaluated, self.stopper.check)
 
     def evaluate_unless_stopped(self, state: TrainState) -> float | None:
-        """The validation loss; None if asked to stop meanwhile. The resumed run then evaluates."""
+        """The validation loss; None if asked to stop first. The resumed run then evaluates."""
         try:
             return self.evaluate(state)
         except Stopped:

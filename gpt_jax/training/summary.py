@@ -28,11 +28,11 @@ def _model(run: Run, state: TrainState) -> str:
 
 
 def _text(run: Run, width: int) -> list[tuple[str, str]]:
-    c, room = run.config.data, width - LABEL_WIDTH
+    c, room, size = run.config.data, width - LABEL_WIDTH, run.config.model.vocab_size
     return [
         ("text", short_path(c.corpus, room)),
         ("", f"{len(run.train_tokens):,} tokens to train, {len(run.val_tokens):,} to validate"),
-        ("tokens", f"{short_path(c.tokenizer, room - 20)}, vocabulary {run.config.model.vocab_size:,}"),
+        ("tokens", f"{short_path(c.tokenizer, room - 20)}, vocabulary {size:,}"),
     ]
 
 

@@ -3,7 +3,7 @@
     pip install torch transformers
     PYTHONPATH=. python tests/gpt2/compare_gpt2.py FOLDER
 
-Two windows of random ids, as long as the context, in float32. Prints the largest difference.
+Uses two full windows of random ids, in float32. Prints the largest difference.
 """
 
 import dataclasses

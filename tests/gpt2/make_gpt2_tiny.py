@@ -1,11 +1,11 @@
-"""Makes gpt2_tiny beside it: a random GPT-2 by transformers, with what it computes.
+"""Makes the folder gpt2_tiny: a random GPT-2 of transformers, its logits and its gradients.
 
 No test runs this.
 
     pip install torch transformers
     PYTHONPATH=. python tests/gpt2/make_gpt2_tiny.py
 
-Its numbers are larger than those GPT-2 begins with, so that every one of them shows in the logits.
+Its parameters are larger than GPT-2's initial ones, so each of them is visible in the logits.
 """
 
 from pathlib import Path

@@ -1,6 +1,5 @@
-"""Killed anywhere, again and again, a run goes on as if nothing had happened: bit for bit."""
+"""A run that is killed anywhere, again and again, ends with the same bits as one left alone."""
 
-import multiprocessing
 import os
 import re
 import resource
@@ -8,26 +7,26 @@ import sys
 import threading
 
 import pytest
+from forks import run as start
+from forks import write_output_to
 from soak import arrays, log, sample, saved
 
-# A server that has loaded JAX, and not started it, and forks a process for every start of a run.
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["gpt_jax.training", "ml_collections.config_flags", "pytest"])
+from gpt_jax.text import play
+
 CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree")
-LINES = 20
+STEPS = 8
 
 
-def run(workdir, text_file, arm=lambda: None):
-    """What such a process does: train.py, dropout on, saved every second step of 20."""
-    out = os.open(workdir.with_suffix(".out"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(out, 1), os.dup2(out, 2)
+def run(workdir, text_file, arm=lambda: None, checkpoint_every=2):
+    """What each process does: train.py, with dropout and a line of the log after every step."""
+    write_output_to(workdir.with_suffix(".out"))
     import train
 
     settings = {
         **{"model.block_size": 16, "model.n_layer": 1, "model.n_head": 2, "model.n_embd": 16},
         **{"model.dropout": 0.25, "data.corpus": text_file, "optimizer.warmup_steps": 2},
-        **{"train.steps": LINES, "train.batch_size": 8, "train.log_every": 1},
-        **{"train.eval_every": 10, "train.checkpoint_every": 2},
+        **{"train.steps": STEPS, "train.batch_size": 8, "train.log_every": 1},
+        **{"train.eval_every": 4, "train.checkpoint_every": checkpoint_every},
         **{"sample.max_new_tokens": 5, "mesh.cpu_devices": 1},
     }
     arm()
@@ -36,12 +35,12 @@ def run(workdir, text_file, arm=lambda: None):
 
 
 class Killer:
-    """Kills its process at the first point where none before it was killed."""
+    """Kills its process at the first point where no process of the chain was killed before."""
 
     def __init__(self, workdir):
         self.workdir, self.list = f"{workdir}/", workdir.with_suffix(".killed")
         self.known = points(workdir)
-        self.removed = threading.local()  # Its folder: the folder this thread removes.
+        self.removed = threading.local()  # Its `folder` is the one that this thread removes.
 
     def point(self, name, prepare=lambda: None):
         if name not in self.known:
@@ -51,7 +50,7 @@ class Killer:
             os._exit(9)
 
     def change(self, event, args):
-        """Before Python makes, renames or removes something of the run; right after it opens."""
+        """Audit hook: before a file of the run is made, renamed or removed; right after an open."""
         writes = event == "open" and set(args[1] or "") & set("wax+")
         if not writes and event not in CHANGES:
             return
@@ -59,20 +58,21 @@ class Killer:
         if not path.startswith(self.workdir):
             if event in ("os.remove", "os.rmdir") and not os.path.isabs(path):
                 self.point(f"{event} {self.beneath(path)}")
-        elif event != "os.remove":  # Orbax does so before it writes: nothing is there.
+        elif event != "os.remove":  # Orbax removes before it writes, but there is nothing.
             if event == "shutil.rmtree":
                 self.removed.folder = path
             name = f"{event} {numberless(path.removeprefix(self.workdir))}"
             self.point(name, lambda: event == "open" and open(*args[:2]).close())
 
     def beneath(self, name):
-        """For what is removed in a folder: whether it holds arrays, and the kind of the folder."""
+        """What is removed in a folder: arrays or other files, of which kind of checkpoint."""
         what = "of arrays " if numberless(name) == "H" else ""
-        return what + ("in an old one" if self.removed.folder[-1].isdecimal() else "in a torn one")
+        is_old = self.removed.folder[-1].isdecimal()
+        return what + ("in an old checkpoint" if is_old else "in an incomplete one")
 
 
 def numberless(path):
-    """A path without what differs each time: steps, process ids, hashes."""
+    """A path without the parts that differ each time: steps, process ids and hashes."""
     return re.sub(r"\d+(?=$|/|\.)", "N", re.sub(r"\b[0-9a-f]{32}\b", "H", path))
 
 
@@ -82,40 +82,41 @@ def points(workdir):
 
 
 def killed_at_changes(workdir, text_file):
-    run(workdir, text_file, lambda: sys.addaudithook(Killer(workdir).change))
+    """Saves after every step, because each way to remove an old checkpoint needs one."""
+    run(workdir, text_file, lambda: sys.addaudithook(Killer(workdir).change), checkpoint_every=1)
 
 
 def killed_after_lines(workdir, text_file):
     def arm():
         from gpt_jax.training.monitor import Monitor
 
-        killer, tell = Killer(workdir), Monitor.record
+        killer, record = Killer(workdir), Monitor.record
 
-        def tell_and_die(self, step, *args):
-            tell(self, step, *args)
+        def record_and_die(self, step, *args):
+            record(self, step, *args)
             killer.point(f"line {step}")
 
-        Monitor.record = tell_and_die
+        Monitor.record = record_and_die
 
     run(workdir, text_file, arm)
-
-
-def start(target, *args):
-    """Runs a function in a process of its own. Returns its exit status."""
-    process = FORKS.Process(target=target, args=args)
-    process.start()
-    process.join()
-    return process.exitcode
 
 
 def output(workdir):
     return workdir.with_suffix(".out").read_text()
 
 
-@pytest.fixture
-def straight(tmp_path, text_file):
-    """A run that nobody disturbs."""
-    workdir = tmp_path / "straight"
+@pytest.fixture(scope="module")
+def text_file(tmp_path_factory):
+    """A corpus of 20,000 characters."""
+    path = tmp_path_factory.mktemp("kills") / "corpus.txt"
+    path.write_text(play.write()[:20_000], encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def straight(text_file):
+    """A run that is left alone."""
+    workdir = text_file.with_name("straight")
     assert start(run, workdir, text_file) == 0, output(workdir)
     return workdir
 
@@ -123,12 +124,15 @@ def straight(tmp_path, text_file):
 def check_same(workdir, straight):
     assert arrays(workdir) == arrays(straight)
     assert log(workdir) == log(straight)
-    assert [entry["step"] for entry in log(workdir)] == list(range(1, LINES + 1))
+    assert [entry["step"] for entry in log(workdir)] == list(range(1, STEPS + 1))
     assert sample(workdir) == sample(straight)
 
 
 def kill_everywhere(target, workdir, text_file):
-    """Kills the run at each of its points, once; no checkpoint is ever lost. Returns the points."""
+    """Kills the run once at each of its points. Checks that no checkpoint is lost.
+
+    Returns: the points.
+    """
     newest, status = 0, 9
     while status == 9:
         status = start(target, workdir, text_file)
@@ -140,7 +144,7 @@ def kill_everywhere(target, workdir, text_file):
     return points(workdir)
 
 
-# Named as Orbax 0.12.8 does it; what else it does is found, too.
+# What Orbax 0.12.8 does. The chain of kills finds other points, too.
 STAGES = [
     "os.mkdir checkpoints/N.orbax-checkpoint-tmp",
     "os.mkdir checkpoints/N.orbax-checkpoint-tmp/state.orbax-checkpoint-tmp",
@@ -149,17 +153,17 @@ STAGES = [
     "open checkpoints/N.orbax-checkpoint-tmp/commit_success.txt",
     "os.rename checkpoints/N.orbax-checkpoint-tmp",
     "shutil.rmtree checkpoints/N",
-    "os.remove in an old one",
-    "os.remove of arrays in an old one",
-    "os.rmdir in an old one",
+    "os.remove in an old checkpoint",
+    "os.remove of arrays in an old checkpoint",
+    "os.rmdir in an old checkpoint",
     "os.rmdir checkpoints/N",
     "shutil.rmtree checkpoints/N.orbax-checkpoint-tmp",
-    "os.remove of arrays in a torn one",
+    "os.remove of arrays in an incomplete one",
     "os.rename samples/N.txt.N.part",
 ]
 
 
-def test_a_run_killed_before_every_change_of_its_files_is_as_a_straight_one(
+def test_a_run_killed_before_every_change_of_its_files_ends_with_the_same_bits(
     tmp_path, text_file, straight
 ):
     found = kill_everywhere(killed_at_changes, tmp_path / "run", text_file)
@@ -167,16 +171,16 @@ def test_a_run_killed_before_every_change_of_its_files_is_as_a_straight_one(
     check_same(tmp_path / "run", straight)
 
 
-def test_a_run_killed_after_every_line_of_its_log_is_as_a_straight_one(
+def test_a_run_killed_after_every_line_of_its_log_ends_with_the_same_bits(
     tmp_path, text_file, straight
 ):
     found = kill_everywhere(killed_after_lines, tmp_path / "run", text_file)
-    assert found == [f"line {number}" for number in range(1, LINES + 1)]
+    assert found == [f"line {number}" for number in range(1, STEPS + 1)]
     check_same(tmp_path / "run", straight)
 
 
 def on_a_full_disk(workdir, text_file):
-    """No file can grow beyond 20,000 bytes once step 4 is saved: its arrays have more."""
+    """No file can grow beyond 20,000 bytes once step 2 is saved. The arrays are larger."""
 
     def arm():
         from gpt_jax.runs.checkpoints import Checkpoints
@@ -184,7 +188,7 @@ def on_a_full_disk(workdir, text_file):
         save = Checkpoints.save
 
         def limit_and_save(self, step, *rest):
-            if step == 6:
+            if step == 4:
                 self.wait()
                 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
             save(self, step, *rest)
@@ -194,25 +198,25 @@ def on_a_full_disk(workdir, text_file):
     run(workdir, text_file, arm)
 
 
-def test_on_a_full_disk_the_last_good_checkpoint_is_kept_and_the_run_ends_after_three(
+def test_on_a_full_disk_the_last_checkpoint_stays_and_the_third_failed_save_ends_the_run(
     tmp_path, text_file, straight
 ):
     workdir = tmp_path / "run"
     assert start(on_a_full_disk, workdir, text_file) == 2
-    told = output(workdir)
-    for kind, step in (("note", 6), ("note", 8), ("error", 10)):  # Each for its own reason.
+    printed = output(workdir)
+    for kind, step in (("note", 4), ("note", 6), ("error", 8)):  # Each names its own files.
         pattern = (
             rf"{kind}: the checkpoint of step {step} was not saved \(.*/{step}\.orbax.*too large"
         )
-        assert re.search(pattern, told, re.IGNORECASE), told
-    assert "Traceback" not in told
-    assert "3 in a row: check " in told
-    assert "resumes from step 4" in told
-    assert saved(workdir) == [4]
+        assert re.search(pattern, printed, re.IGNORECASE), printed
+    assert "Traceback" not in printed
+    assert "3 in a row: check " in printed
+    assert "resumes from step 2" in printed
+    assert saved(workdir) == [2]
     left = {path.name for path in (workdir / "checkpoints").iterdir()}
-    # A write of the last save that was still under way may have made its folder anew.
-    assert {"4"} <= left <= {"4", "10.orbax-checkpoint-tmp"}
-    assert len(log(workdir)) >= 10
+    # A write of the last save that was still under way may have made its folder again.
+    assert {"2"} <= left <= {"2", "8.orbax-checkpoint-tmp"}
+    assert len(log(workdir)) == STEPS
     assert start(run, workdir, text_file) == 0
     assert not list((workdir / "checkpoints").glob("*tmp*"))
     check_same(workdir, straight)

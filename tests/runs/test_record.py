@@ -180,10 +180,10 @@ def test_the_error_names_a_folder_that_cannot_be_created(record, tmp_path):
 
 
 def test_recorded_choices_are_kept(record):
-    asked = record.config.with_values("model", vocab_size=0, matmul_dtype="auto")
-    asked = asked.with_values("data", corpus="tinyshakespeare")
-    asked = asked.with_values("mesh", cpu_devices=0)
-    assert with_recorded_choices(asked, record) == record.config
+    requested = record.config.with_values("model", vocab_size=0, matmul_dtype="auto")
+    requested = requested.with_values("data", corpus="tinyshakespeare")
+    requested = requested.with_values("mesh", cpu_devices=0)
+    assert with_recorded_choices(requested, record) == record.config
 
 
 @pytest.mark.parametrize("spelling", ["./my.txt", "my.txt", "sub/../my.txt"])
@@ -193,13 +193,13 @@ def test_other_spellings_of_the_corpus_path_are_the_same_corpus(
     monkeypatch.chdir(tmp_path)
     path = str(tmp_path / "my.txt")
     record = Record(record.config.with_values("data", corpus=path), path, "ab", "cpu", 1)
-    asked = record.config.with_values("data", corpus=spelling)
-    assert with_recorded_choices(asked, record) == record.config
+    requested = record.config.with_values("data", corpus=spelling)
+    assert with_recorded_choices(requested, record) == record.config
 
 
 def test_an_explicit_value_overrides_the_recorded_choice(record):
-    asked = record.config.with_values("mesh", cpu_devices=2)
-    assert with_recorded_choices(asked, record).mesh.cpu_devices == 2
+    requested = record.config.with_values("mesh", cpu_devices=2)
+    assert with_recorded_choices(requested, record).mesh.cpu_devices == 2
 
 
 def test_the_same_configuration_resumes(record, tmp_path):

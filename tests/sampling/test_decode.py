@@ -1,6 +1,7 @@
 """Drawing tokens: options, random numbers, the KV cache, the window past the context length."""
 
 import dataclasses
+import functools
 
 import hypothesis
 import jax
@@ -21,13 +22,16 @@ from gpt_jax.sampling.prompt import encode_prompt, known_prompt
 from gpt_jax.sampling.sampler import _cut_to_top_k, sample_token
 from gpt_jax.text.tokenizer import CharTokenizer
 
+draw = jax.jit(sample_token, static_argnums=3)
+drawn = jax.jit(jax.vmap(sample_token, (None, 0, None, None, None)), static_argnums=3)
+
 LOGITS = jnp.log(jnp.array([0.1, 0.4, 0.05, 0.3, 0.15]))
 
 
 def draws(n=3000, **options):
     options = {"temperature": 1.0, "top_k": 0, "top_p": 1.0} | options
     us = (jnp.arange(n) + 0.5) / n  # Evenly spread, so the shares are the probabilities.
-    ids = jax.vmap(lambda u: sample_token(LOGITS, u, **options))(us)
+    ids = drawn(LOGITS, us, *options.values())
     return np.bincount(ids, minlength=5) / n
 
 
@@ -74,20 +78,25 @@ def model(small):
     return make_model(small, 6)
 
 
+@functools.cache
 def make_model(small, block_size):
-    small = small.with_values("model", block_size=block_size)
-    params = nn.unbox(GPT(small.model).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32)))
-    noise = jax.tree.map(lambda p: p * 20, params["params"])
-    return small.model, noise
+    config, tokens = small.with_values("model", block_size=block_size).model, jnp.zeros((1, 1), int)
+    params = jax.jit(lambda: nn.unbox(GPT(config).init(jax.random.key(0), tokens))["params"])()
+    return config, jax.tree.map(lambda p: p * 20, params)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def apply(config, params, tokens):
+    return GPT(config).apply({"params": params}, tokens)
 
 
 def plain(config, params, ids, n, choose):
-    """The window rule without a cache: the model runs over exactly the tokens in the window."""
-    apply = jax.jit(GPT(config).apply)
+    """The window rule without a cache. Padding comes after the tokens, so they do not see it."""
     window, new = list(ids)[-config.block_size :], []
     for i in range(n):
-        logits = apply({"params": params}, jnp.array([window]))
-        new.append(int(choose(i, logits[0, -1])))
+        padded = np.pad(window, (0, config.block_size - len(window)))
+        logits = apply(config, params, padded[None])
+        new.append(int(choose(i, logits[0, len(window) - 1])))
         window.append(new[-1])
         if len(window) > config.block_size:
             window = window[-max(config.block_size // 2, 1) :]
@@ -115,7 +124,7 @@ def test_each_token_of_each_sample_has_its_own_random_number(model):
         numbers = [jax.random.uniform(jax.random.fold_in(key, i)) for i in range(15)]
         expected = plain(
             config, params, range(3), 15,
-            lambda i, logits, u=numbers: sample_token(logits, u[i], 1.5, 7, 0.9),
+            lambda i, logits, u=numbers: draw(logits, u[i], 1.5, 7, 0.9),
         )  # fmt: skip
         assert ids.tolist() == expected
     assert len({tuple(ids) for ids in drawn.tolist()}) > 1
@@ -128,9 +137,6 @@ def test_no_random_number_draws_a_cut_id(u, options):
     logits = jnp.array([-jnp.inf, 2.0, 1.9, -3.0, -jnp.inf])
     allowed = (1, 2, 3) if options == (1.0, 0, 1.0) else (1, 2)
     assert int(sample_token(logits, u, *options)) in allowed
-
-
-drawn = jax.jit(jax.vmap(sample_token, (None, 0, None, None, None)), static_argnums=3)
 
 
 def allowed(logits, temperature, top_k, top_p):

@@ -43,7 +43,8 @@ def test_json_has_the_losses_of_the_log(run, trained):
 def test_without_json_it_prints_a_table(run, trained):
     _, out, _ = run()
     loss = json.loads(run("--json")[1])["loss"]
-    assert re.search(rf"step 200, validation text: the end of {trained.parent.parent}/corpus\.txt", out)
+    corpus = trained.parent.parent / "corpus.txt"
+    assert f"step 200, validation text: the end of {corpus}\n" in out
     assert re.search(rf"loss +{loss:.4f} +nats per token, over 1,984 tokens", out)
     assert re.search(r"bits per byte +\d\.\d{4}.*\n +perplexity +\d+\.\d{4}", out)
     assert "entropy of the play" not in out
@@ -52,10 +53,10 @@ def test_without_json_it_prints_a_table(run, trained):
 
 def test_the_entropy_of_the_play_is_printed(small, tmp_path, run):
     config = small.with_values("model", vocab_size=0, block_size=64)
-    config = config.with_values("data", corpus="builtin").with_values("train", steps=2)
-    loop.train(config, tmp_path / "run")
+    config = config.with_values("data", corpus="builtin", val_fraction=0.01)
+    loop.train(config.with_values("train", steps=2), tmp_path / "run")
     status, out, _ = run("--json", workdir=tmp_path / "run")
-    first = int(len(corpus.load_corpus("builtin").text) * 0.9)
+    first = int(len(corpus.load_corpus("builtin").text) * 0.99)
     assert status == 0
     assert json.loads(out.splitlines()[-1])["source_loss"] == play.source_loss(first)
     assert "entropy of the play" in run(workdir=tmp_path / "run")[1]
@@ -69,9 +70,9 @@ def test_a_missing_or_changed_corpus_is_an_error(trained, tmp_path, run):
     (copy / "config.json").write_text(record.replace(original, str(text)), encoding="utf-8")
     status, out, err = run(workdir=copy)
     assert (status, out) == (2, "")
-    assert re.fullmatch(r"evaluating .*\nerror: data\.corpus = .*corpus\.txt' matches no text file .*\n", err)
+    assert re.search(r"\nerror: data\.corpus = .*corpus\.txt' matches no text file .*\n$", err)
     text.write_text("another text " * 1000, encoding="utf-8")
-    assert re.fullmatch(r"evaluating .*\nerror: the text at .* has changed .*\n", run(workdir=copy)[2])
+    assert re.search(r"\nerror: the text at .* has changed .*\n$", run(workdir=copy)[2])
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,7 @@ def test_bad_input_gets_one_sentence_and_status_2(flags, words, capsys, tmp_path
         "from gpt_jax.config import *\nget_config = lambda: default_config().model.n_layers",
     ],
 )
-def test_a_broken_config_file_gets_one_sentence_with_its_name(content, tmp_path, capsys, no_training):
+def test_a_broken_config_file_is_named_in_one_sentence(content, tmp_path, capsys, no_training):
     path = tmp_path / "mine.py"
     if content:
         path.write_text(content)

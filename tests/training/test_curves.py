@@ -1,5 +1,6 @@
 """The numbers in the pictures: points, averages, ranges, places of labels."""
 
+import itertools
 import math
 
 import pytest
@@ -42,7 +43,7 @@ def test_labels_are_spread_in_their_order(heights):
     placed = spread(heights, 0.1)
     assert all(0 <= y <= 1 for y in placed)
     order = sorted(placed)
-    assert all(b - a > 0.0999 for a, b in zip(order, order[1:], strict=False))
+    assert all(b - a > 0.0999 for a, b in itertools.pairwise(order))
     assert all(
         (placed[i] < placed[j]) or heights[i] >= heights[j]
         for i in range(len(heights))

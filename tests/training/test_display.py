@@ -8,21 +8,21 @@ from gpt_jax.training.display import LossTable, facts, fitted, short_path
 
 
 def test_facts_wrap_between_words_and_keep_their_column():
-    text = facts([("model", "one two three four"), ("", "five"), ("a-long-label", "six")], 20)
-    assert text == (
-        "model     one two\n"
-        "          three four\n"
-        "          five\n"
-        "a-long-label\n"
-        "          six"
-    )
+    text = facts([("model", "one two three four five"), ("", "six"), ("a-long-label", "seven")], 30)
+    assert text.splitlines() == [
+        "model     one two three four",
+        "          five",
+        "          six",
+        "a-long-label",
+        "          seven",
+    ]
 
 
 @pytest.mark.parametrize(
     ("path", "width", "text"),
     [
         ("runs/tiny", 20, "runs/tiny"),
-        ("/a/very/long/folder/runs/tiny", 15, "...er/runs/tiny"),
+        ("/a/very/long/folder/runs/tiny", 22, "...ng/folder/runs/tiny"),
         (Path("/a/b"), 20, "/a/b"),
     ],
 )
@@ -47,3 +47,7 @@ def test_the_headings_come_once():
     assert first.count("\n") == 1 and "validation loss" in first
     assert second.split() == ["2"] * 6
     assert max(map(len, first.splitlines())) <= 80
+
+
+def test_a_terminal_of_a_few_columns_gets_the_text_too():
+    assert facts([("run", short_path("runs/tiny", -5))], 5) == "run       runs/tiny"

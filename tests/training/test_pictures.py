@@ -1,5 +1,6 @@
 """The pictures show the numbers they are given, and the part of them that matters."""
 
+import itertools
 import math
 import warnings
 
@@ -143,7 +144,7 @@ def test_many_runs_have_distinct_lines_and_labels_that_do_not_overlap(figures, t
     assert lines(left, "training") == []
     heights = sorted(text.get_position()[1] for text in right.texts if "..." in text.get_text())
     assert len(heights) == 20
-    gaps = [b - a for a, b in zip(heights, heights[1:], strict=False)]
+    gaps = [b - a for a, b in itertools.pairwise(heights)]
     assert min(gaps) > 0.04 and heights[0] >= 0 and heights[-1] <= 1
 
 

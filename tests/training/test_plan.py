@@ -9,7 +9,7 @@ from support import GPT2_TINY, ROOT
 
 from gpt_jax.devices.mesh import make_mesh
 from gpt_jax.errors import UserError
-from gpt_jax.training.plan import activation_bytes, flops_per_token, plan
+from gpt_jax.training.plan import activation_bytes, count_parameters, flops_per_token, plan
 from gpt_jax.training.state import abstract_state, init_state
 
 
@@ -67,7 +67,8 @@ def test_other_devices_are_planned_from_shapes(unread, sizes):
     found = plan(config)
     assert not found.at_hand
     assert found.devices == 1024
-    assert found.parameters == plan(config.with_values("mesh", data=1, fsdp=1, tensor=1)).parameters
+    one_device = make_mesh(unread.mesh, jax.devices()[:1])
+    assert found.parameters == count_parameters(abstract_state(config, one_device).params)
     everywhere = 3 * 4 * found.parameters
     if sizes[1:] == (1, 1):  # Seven small arrays besides: steps, counts, the key.
         assert 0 < found.state_bytes - everywhere < 64
@@ -99,7 +100,7 @@ def test_no_counted_operations_for_scanned_blocks(unread):
     found = plan(unread.with_values("model", n_layer=3, scan_layers=True))
     assert found.counted_flops == 0
     names = [row[0] for row in train.plan_rows(found)]
-    assert "TFLOP a step" in names and "counted" not in names
+    assert "TFLOP per step" in names and "counted by XLA" not in names
 
 
 def test_unsupported_attention_is_rejected_before_compiling(unread):
@@ -119,6 +120,7 @@ def test_the_vocabulary_is_read_from_the_corpus_if_it_is_not_given(small, unread
     found = plan(config.with_values("data", corpus=str(text_file)))
     assert found.config.model.vocab_size == len(set(text_file.read_text(encoding="utf-8")))
     unknown = unread.with_values("model", vocab_size=0)
+    unknown = unknown.with_values("mesh", data=2, fsdp=1, tensor=1)  # Planned from shapes.
     assert plan(unknown.with_values("data", tokenizer="byte")).config.model.vocab_size == 256
     with pytest.raises(UserError, match=r"/nothing.txt"):
         plan(unknown)
@@ -133,5 +135,5 @@ def test_the_plan_of_given_weights_prints_a_table_and_makes_no_folder(
     assert train.main(["scripts/train.py", config, f"--init_from={GPT2_TINY}", *flags]) == 0
     out = capsys.readouterr().out
     assert re.search(r"parameters +7,536 +vocabulary 288", out)
-    assert re.search(r"tokens a step +192 +8 x 24, in \d microbatch", out)
+    assert re.search(r"tokens per step +192 +8 x 24 in \d microbatch", out)
     assert list(tmp_path.iterdir()) == []

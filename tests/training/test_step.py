@@ -1,6 +1,7 @@
 """The step: golden losses, gradients, meshes and microbatches, steps that are not finite."""
 
 import collections
+import functools
 import re
 
 import jax
@@ -204,7 +205,9 @@ def test_the_moving_average_is_exponential_and_is_evaluated(small):
     assert np.abs(average - new).max() > 1e-4
     without = losses(small, 4)[1]
     assert without.evaluated is without.params
-    jax.tree.map(np.testing.assert_array_equal, state.params, without.params)
+    # Averaging changes the compiled program, so parameters may differ in the last bit.
+    near = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7)
+    jax.tree.map(near, state.params, without.params)
 
 
 def test_a_step_that_is_not_finite_is_skipped_and_counted(small):
