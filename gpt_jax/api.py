@@ -138,34 +138,21 @@ class TrainedModel:
           UserError: if a character of the prompt is not in the vocabulary, or a value is out of
             range.
         """
-        options = {
-            "max_new_tokens": max_new_tokens,
-            "temperature": temperature,
-            "top_k": top_k,
-            "top_p": top_p,
-        }
-        given = {name: value for name, value in options.items() if value is not None}
+        names = ("max_new_tokens", "temperature", "top_k", "top_p")
+        options = zip(names, (max_new_tokens, temperature, top_k, top_p), strict=True)
+        given: dict[str, Any] = {name: value for name, value in options if value is not None}
         [text] = self.generate_batch(prompt, 1, seed=seed, stop=stop, **given)
         return text
 
     def generate_batch(
-        self,
-        prompt: str | None = None,
-        num_samples: int = 1,
-        *,
-        seed: int = 0,
-        stop: str = "",
-        **options: Any,
+        self, prompt: str | None = None, num_samples: int = 1, **options: Any
     ) -> list[str]:
         """Several continuations of one prompt, drawn together. The first equals `generate`'s.
 
-        Args:
-          options: max_new_tokens, temperature, top_k, top_p.
-
-        Raises:
-          UserError: as `generate`, and if an option does not exist.
+        `options` are `generate`'s, `seed` and `stop` too. Raises UserError as `generate`, and for
+        an unknown option.
         """
-        pieces = self.stream(prompt, num_samples, seed=seed, stop=stop, **options)
+        pieces = self.stream(prompt, num_samples, **options)
         return ["".join(texts) for texts in zip(*pieces, strict=True)]
 
     def stream(
@@ -180,13 +167,11 @@ class TrainedModel:
     ) -> Iterator[list[str]]:
         """Yields what `generate_batch` returns while it is drawn: the prompt, then piece by piece.
 
+        Each item is a list with the next part of each sample. Raises UserError as `generate_batch`,
+        at the call and not at the first piece.
+
         Args:
           piece: most tokens per piece; 0 = as many as fit into the window.
-
-        Yields: a list with the next part of each sample.
-
-        Raises:
-          UserError: as `generate_batch`; at the call, not at the first piece.
         """
         chosen = self.sample_config(prompt, **options)
         checked("seed", seed, int, INT32)
@@ -264,11 +249,7 @@ class TrainedModel:
         return float(self.token_losses(text).mean(dtype=np.float64))
 
     def next_token(self, prompt: str) -> list[tuple[str, float]]:
-        """Every token with its probability of being next after `prompt`, the likeliest first.
-
-        Raises:
-          UserError: if a character of the prompt is not in the vocabulary.
-        """
+        """Every token and its probability after `prompt`, likeliest first. Raises as `generate`."""
         size = self.config.model.block_size
         ids = encode_prompt(self.tokenizer, prompt)[-size:]
         window_T = np.pad(ids, (0, size - len(ids)))

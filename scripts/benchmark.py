@@ -26,37 +26,30 @@ from gpt_jax.config import POSITIVE, Config, checked
 from gpt_jax.errors import UserError
 
 SCRIPTS = Path(__file__).parent
-
-
-def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
-    """Adds the flags: what is timed, and the form of the output."""
-    command_line.define_config(values, argv)
-    flags.DEFINE_enum(
-        "mode", "train", ["train", "sample", "start"], "What to time.", flag_values=values
-    )
-    for name, default, meaning in (
-        ("batch_size", 0, "Windows per step; default: the config's (train)."),
-        ("steps", 50, "Steps to time (train)."),
-        ("num_samples", 1, "Texts drawn together (sample)."),
-        ("tokens", 1000, "Tokens per text (sample)."),
-    ):
-        flags.DEFINE_integer(name, default, meaning, flag_values=values)
-    flags.DEFINE_boolean("json", False, "Print one JSON object per line.", flag_values=values)
+FLAGS = (
+    ("mode", ("train", "sample", "start"), "train", "What to time."),
+    ("batch_size", int, 0, "Windows per step; default: the config's (train)."),
+    ("steps", int, 50, "Steps to time (train)."),
+    ("num_samples", int, 1, "Texts drawn together (sample)."),
+    ("tokens", int, 1000, "Tokens per text (sample)."),
+    ("json", bool, False, "Print one JSON object per line."),
+)
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the script with a command line, the script's name first. Returns the exit status."""
+    return command_line.run(benchmark, FLAGS, argv, __doc__ or "", takes_config=True)
 
-    def benchmark(values: flags.FlagValues, words: list[str]) -> None:
-        config = command_line.read_config(values, argv)
-        for name in ("steps", "num_samples", "tokens"):
-            checked(name, values[name].value, int, POSITIVE)
-        if values.batch_size:
-            config = config.with_values("train", batch_size=values.batch_size)
-        for figures in measure(values, config):
-            show(figures | {"config": command_line.config_file(values)}, values.json)
 
-    return command_line.run(benchmark, define_flags, argv, __doc__ or "")
+def benchmark(values: flags.FlagValues, words: list[str]) -> None:
+    """Measures, and prints the figures."""
+    config = command_line.read_config(values)
+    for name in ("steps", "num_samples", "tokens"):
+        checked(name, values[name].value, int, POSITIVE)
+    if values.batch_size:
+        config = config.with_values("train", batch_size=values.batch_size)
+    for figures in measure(values, config):
+        show(figures | {"config": command_line.config_file(values)}, values.json)
 
 
 def measure(values: flags.FlagValues, config: Config) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
@@ -19,20 +20,31 @@ BAD_INPUT = 2
 INTERRUPTED = 130
 TINY = Path(__file__).parent.parent / "configs" / "tiny.py"
 
+# A flag: name, type, default and meaning. The type is str, int, float, bool, list (a text that can
+# be given several times), or the tuple of the words that may be given.
+Flag = tuple[str, Any, Any, str]
+WORKDIR: Flag = ("workdir", str, "", "Folder of the run; default: the newest run in runs/.")
+STEP: Flag = ("step", str, "best", "Checkpoint: best (by validation loss), latest, or a step.")
+TYPES: dict[type, Callable[..., object]] = {
+    **{str: flags.DEFINE_string, int: flags.DEFINE_integer, float: flags.DEFINE_float},
+    **{bool: flags.DEFINE_boolean, list: flags.DEFINE_multi_string},
+}
+
 
 def run(
     main: Callable[[flags.FlagValues, list[str]], int | None],
-    define_flags: Callable[[flags.FlagValues, list[str]], None],
+    own_flags: Sequence[Flag],
     argv: Sequence[str],
     usage: str,
+    takes_config: bool = False,
     takes_words: bool = False,
 ) -> int:
     """Reads the flags and calls `main` with them and with the words that are not flags.
 
     Args:
-      define_flags: adds the script's flags to the given values, for the command line `argv`.
       argv: the command line; the script's name comes first.
       usage: what --help prints above the flags.
+      takes_config: whether --config and its overrides are allowed.
       takes_words: whether words that are not flags are allowed.
 
     Returns: the exit status: what `main` returns or 0; 2 for an error that the user can correct
@@ -40,7 +52,7 @@ def run(
     """
     _prepare_streams()
     try:
-        values, words = _parse(define_flags, list(argv))
+        values, words = _parse(own_flags, list(argv), takes_config)
         if words and not takes_words:
             raise UserError(f"{words[0]!r} is not a flag: see --help")
         if values.help:
@@ -63,9 +75,8 @@ VALUES = {"int": "N", "float": "X", "string": "TEXT", "multi string": "TEXT"}
 
 def flags_help(values: flags.FlagValues) -> str:
     """The script's own flags in the order of their definition, for 80 columns."""
-    own = [values[name] for name in values if "." not in name and name != "h"]
-    ordered = [flag for flag in own if flag.name != "help"]
-    return facts([(f"  {_form(flag)}", _meaning(flag)) for flag in ordered], 80, 28)
+    own = [values[name] for name in values if "." not in name and name not in ("h", "help")]
+    return facts([(f"  {_form(flag)}", _meaning(flag)) for flag in own], 80, 28)
 
 
 def _form(flag: flags.Flag) -> str:
@@ -129,7 +140,7 @@ def _explained(error: UserError | OSError) -> str:
 
 
 def _parse(
-    define_flags: Callable[[flags.FlagValues, list[str]], None], argv: list[str]
+    own_flags: Sequence[Flag], argv: list[str], takes_config: bool
 ) -> tuple[flags.FlagValues, list[str]]:
     """The flags of the command line, and the words that are not flags.
 
@@ -143,15 +154,27 @@ def _parse(
     values = flags.FlagValues()
     flags.DEFINE_boolean("help", False, "Show this help.", short_name="h", flag_values=values)
     try:
-        define_flags(values, argv)
+        if takes_config:
+            _define_config(values, argv)
+        _define_flags(values, own_flags)
         return values, values(argv)[1:]
     except Exception as error:  # A config file is Python and can raise anything.
         if "config" not in values and not isinstance(error, flags.Error):
             raise
-        raise UserError(_sentence(error, argv)) from error
+        files = re.findall(r"(?:^|\0)--?config[=\0]([^\0]*)", "\0".join(argv)) or [TINY]
+        raise UserError(_sentence(error, files[-1])) from error
 
 
-def define_config(values: flags.FlagValues, argv: list[str]) -> None:
+def _define_flags(values: flags.FlagValues, own_flags: Sequence[Flag]) -> None:
+    """Adds a script's own flags to `values`."""
+    for name, kind, default, meaning in own_flags:
+        if isinstance(kind, tuple):
+            flags.DEFINE_enum(name, default, kind, meaning, flag_values=values)
+        else:
+            TYPES[kind](name, default, meaning, flag_values=values)
+
+
+def _define_config(values: flags.FlagValues, argv: list[str]) -> None:
     """Adds --config and its overrides. The default is the tutorial's model."""
     # The loader would reuse the module of the last config file that this process loaded.
     sys.modules.pop("config_config", None)
@@ -170,7 +193,7 @@ def config_file(values: flags.FlagValues) -> str:
     return config_flags.get_config_filename(values["config"])
 
 
-def read_config(values: flags.FlagValues, argv: Sequence[str]) -> Config:
+def read_config(values: flags.FlagValues) -> Config:
     """The checked configuration of --config and its overrides.
 
     Raises:
@@ -180,11 +203,11 @@ def read_config(values: flags.FlagValues, argv: Sequence[str]) -> Config:
         config = values.config
         config.keys()  # Raises if the file was not found.
     except Exception as error:
-        raise UserError(_sentence(error, argv)) from error
+        raise UserError(_sentence(error, config_file(values))) from error
     return from_config_dict(config)
 
 
-def _sentence(error: Exception, argv: Sequence[str]) -> str:
+def _sentence(error: Exception, config_file: str | Path) -> str:
     """The last line of an error, which says what is wrong, after the name of the config file.
 
     An error of a flag needs no file's name. If it contains a traceback, the config file raised it.
@@ -194,5 +217,4 @@ def _sentence(error: Exception, argv: Sequence[str]) -> str:
     last = last.strip("'") if last.count("'") % 2 else last
     if isinstance(error, flags.Error) and "Traceback" not in str(error):
         return f"{last.rstrip('.')} (--help shows all flags)"
-    named = re.findall(r"(?:^|\0)--?config[=\0]([^\0]*)", "\0".join(argv)) or [TINY]
-    return f"{named[-1]} cannot be read as a config file ({last}): correct it"
+    return f"{config_file} cannot be read as a config file ({last}): correct it"

@@ -17,7 +17,7 @@ from typing import Any
 import command_line
 from absl import flags
 
-from gpt_jax.config import FREE, Config, on_resume
+from gpt_jax.config import Config
 from gpt_jax.errors import UserError
 from gpt_jax.runs import existing_record
 from gpt_jax.training import curves, pictures
@@ -27,17 +27,13 @@ from gpt_jax.training.log import read_metrics
 
 COLUMNS = ("steps", "last loss", "best loss", "at step", "time", "tokens/s")
 WIDTHS = (7, 9, 9, 7, 8, 9)
+FLAGS = (("out", str, "compare.png", "File for the picture (PNG)."),)
 Logged = tuple[Config, list[dict[str, Any]]]
-
-
-def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
-    """Adds the flag for the picture's file."""
-    flags.DEFINE_string("out", "compare.png", "File for the picture (PNG).", flag_values=values)
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the script with a command line, the script's name first. Returns the exit status."""
-    return command_line.run(compare, define_flags, argv, __doc__ or "", takes_words=True)
+    return command_line.run(compare, FLAGS, argv, __doc__ or "", takes_words=True)
 
 
 def compare(values: flags.FlagValues, words: list[str]) -> None:
@@ -89,8 +85,9 @@ def table(runs: Mapping[str, Logged], width: int) -> str:
         if len(name) > room:
             lines.append(name)
         lines.append(f"{name if len(name) <= room else '':<{room}}{row(figures(entries))}")
-        if differing := differences(config, first):
-            lines.append(facts([("", ", ".join(differing))], width, 4))
+        if differing := first.differences(config):
+            settings = [f"{c['field'].partition('.')[2]}={c['is']}" for c in differing]
+            lines.append(facts([("", ", ".join(settings))], width, 4))
     return "\n".join(lines)
 
 
@@ -111,17 +108,6 @@ def figures(entries: list[dict[str, Any]]) -> list[str]:
         f"{best[0]:,}" if best else "-",
         duration(entries[-1]["elapsed_s"]),
         f"{speeds[len(speeds) // 2]:,.0f}" if speeds else "-",
-    ]
-
-
-def differences(config: Config, first: Config) -> list[str]:
-    """Settings that shape a run and differ from the first run's, by their short names."""
-    mine, other = config.to_dict(), first.to_dict()
-    return [
-        f"{name}={value}"
-        for section, values in mine.items()
-        for name, value in values.items()
-        if value != other[section][name] and on_resume(f"{section}.{name}") != FREE
     ]
 
 

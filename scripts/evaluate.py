@@ -23,22 +23,16 @@ if TYPE_CHECKING:
     from gpt_jax.training.evaluation import Evaluation
 
 
-def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
-    """Adds the flags: which checkpoint, and the form of the output."""
-    flags.DEFINE_string(
-        "workdir", "", "Folder of the run; default: the newest run in runs/.", flag_values=values
-    )
-    flags.DEFINE_string(
-        "step", "latest", "Checkpoint: latest, best, or the number of a step.", flag_values=values
-    )
-    flags.DEFINE_boolean(
-        "json", False, "Print one JSON object with all digits.", flag_values=values
-    )
+FLAGS = (
+    command_line.WORKDIR,
+    ("step", str, "latest", "Checkpoint: latest, best, or the number of a step."),
+    ("json", bool, False, "Print one JSON object with all digits."),
+)
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the script with a command line, the script's name first. Returns the exit status."""
-    return command_line.run(evaluate, define_flags, argv, __doc__ or "")
+    return command_line.run(evaluate, FLAGS, argv, __doc__ or "")
 
 
 def evaluate(values: flags.FlagValues, words: list[str]) -> None:

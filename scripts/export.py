@@ -18,20 +18,16 @@ import gpt_jax
 from gpt_jax.errors import UserError
 from gpt_jax.runs import newest_run
 
-
-def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
-    """Adds the flags: which checkpoint, and the new folder."""
-    for name, default, meaning in (
-        ("workdir", "", "Folder of the run; default: the newest run in runs/."),
-        ("step", "best", "Checkpoint: best (by validation loss), latest, or a step."),
-        ("out", "", "Folder to create; it must not exist."),
-    ):
-        flags.DEFINE_string(name, default, meaning, flag_values=values)
+FLAGS = (
+    command_line.WORKDIR,
+    command_line.STEP,
+    ("out", str, "", "Folder to create; it must not exist."),
+)
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the script with a command line, the script's name first. Returns the exit status."""
-    return command_line.run(export, define_flags, argv, __doc__ or "")
+    return command_line.run(export, FLAGS, argv, __doc__ or "")
 
 
 def export(values: flags.FlagValues, words: list[str]) -> None:

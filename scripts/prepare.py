@@ -22,39 +22,21 @@ from gpt_jax.errors import UserError
 from gpt_jax.runs import one_writer
 from gpt_jax.text import preparation, shards
 
-
-def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
-    """Adds the flags: the text, its tokenizer and the folder for the ids."""
-    default = DataConfig()
-    for name, value, meaning in (
-        ("corpus", "", "UTF-8 text: a file, a folder (its .txt files) or a glob."),
-        ("out", "", "Folder for the ids."),
-        (
-            "tokenizer",
-            default.tokenizer,
-            "char, byte, bpe, or a path as for config.data.tokenizer.",
-        ),
-    ):
-        flags.DEFINE_string(name, value, meaning, flag_values=values)
-    for name, number, meaning in (
-        ("bpe_vocab_size", default.bpe_vocab_size, "Maximum vocabulary size of bpe."),
-        ("shard_tokens", 2**24, "Ids per shard, the unit that is written and hashed."),
-    ):
-        flags.DEFINE_integer(name, number, meaning, flag_values=values)
-    flags.DEFINE_float(
-        "val_fraction",
-        default.val_fraction,
-        "Share of the text, at its end, from which bpe does not learn.",
-        flag_values=values,
-    )
-    flags.DEFINE_boolean(
-        "check", False, "Read the ids in --out and compare their hashes.", flag_values=values
-    )
+DATA = DataConfig()
+FLAGS = (
+    ("corpus", str, "", "UTF-8 text: a file, a folder (its .txt files) or a glob."),
+    ("out", str, "", "Folder for the ids."),
+    ("tokenizer", str, DATA.tokenizer, "char, byte, bpe, or a path as for config.data.tokenizer."),
+    ("bpe_vocab_size", int, DATA.bpe_vocab_size, "Maximum vocabulary size of bpe."),
+    ("shard_tokens", int, 2**24, "Ids per shard, the unit that is written and hashed."),
+    ("val_fraction", float, DATA.val_fraction, "Share of the text, at its end, hidden from bpe."),
+    ("check", bool, False, "Read the ids in --out and compare their hashes."),
+)
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the script with a command line, the script's name first. Returns the exit status."""
-    return command_line.run(prepare, define_flags, argv, __doc__ or "")
+    return command_line.run(prepare, FLAGS, argv, __doc__ or "")
 
 
 def prepare(values: flags.FlagValues, words: list[str]) -> None:

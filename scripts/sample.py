@@ -26,41 +26,28 @@ from gpt_jax.runs import newest_run
 if TYPE_CHECKING:
     from gpt_jax.api import TrainedModel
 
+OWN = "default: the run's"
+FLAGS = (
+    command_line.WORKDIR,
+    command_line.STEP,
+    ("prompt", str, None, f"Text to continue; empty = a line break; {OWN}."),
+    ("stop", str, "", r"Stop before this string (in a shell, $'\n\n' is a blank line)."),
+    ("out", str, "", "File for all texts (UTF-8), instead of standard output."),
+    ("max_new_tokens", int, None, f"Tokens to add; {OWN}."),
+    ("top_k", int, None, f"Sample from this many most likely tokens; 0 = all; {OWN}."),
+    ("seed", int, 0, "The same seed gives the same text."),
+    ("num_samples", int, 1, "Texts to draw from the same prompt."),
+    ("temperature", float, None, f"Divides the logits; 0 = greedy; {OWN}."),
+    ("top_p", float, None, f"Sample from the most likely tokens of this total probability; {OWN}."),
+    ("interactive", bool, False, "Type prompts and read their continuations."),
+)
 OPTIONS = ("max_new_tokens", "temperature", "top_k", "top_p")
 STREAMED_TOKENS = 4  # At a time on a terminal: smooth, and still thousands per second.
 
 
-def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
-    """Adds the flags: which model, how it samples, and where the text goes."""
-    own = "default: the run's"
-    for name, default, meaning in (
-        ("workdir", "", "Folder of the run; default: the newest run in runs/."),
-        ("step", "best", "Checkpoint: best (by validation loss), latest, or a step."),
-        ("prompt", None, f"Text to continue; empty = a line break; {own}."),
-        ("stop", "", r"Stop before this string (in a shell, $'\n\n' is a blank line)."),
-        ("out", "", "File for all texts (UTF-8), instead of standard output."),
-    ):
-        flags.DEFINE_string(name, default, meaning, flag_values=values)
-    for name, number, meaning in (
-        ("max_new_tokens", None, f"Tokens to add; {own}."),
-        ("top_k", None, f"Sample from this many most likely tokens; 0 = all; {own}."),
-        ("seed", 0, "The same seed gives the same text."),
-        ("num_samples", 1, "Texts to draw from the same prompt."),
-    ):
-        flags.DEFINE_integer(name, number, meaning, flag_values=values)
-    for name, meaning in (
-        ("temperature", f"Divides the logits; 0 = greedy; {own}."),
-        ("top_p", f"Sample from the most likely tokens with this total probability; {own}."),
-    ):
-        flags.DEFINE_float(name, None, meaning, flag_values=values)
-    flags.DEFINE_boolean(
-        "interactive", False, "Type prompts and read their continuations.", flag_values=values
-    )
-
-
 def main(argv: Sequence[str]) -> int:
     """Runs the script with a command line, the script's name first. Returns the exit status."""
-    return command_line.run(sample, define_flags, argv, __doc__ or "")
+    return command_line.run(sample, FLAGS, argv, __doc__ or "")
 
 
 def sample(values: flags.FlagValues, words: list[str]) -> None:

@@ -26,6 +26,11 @@ from rich.progress import track
 from gpt_jax.config import INT32, POSITIVE, checked
 from gpt_jax.errors import UserError
 
+FLAGS = (
+    ("kills", int, 100, "Maximum number of kills; then the run may finish."),
+    ("steps", int, 10_000, "Steps in the run."),
+    ("seed", int, 0, "Seed of the moments of the kills."),
+)
 SMALL = {
     **{"model.block_size": 16, "model.n_layer": 1, "model.n_embd": 16, "optimizer.warmup_steps": 2},
     **{"train.batch_size": 8, "train.log_every": 5, "train.eval_every": 50, "mesh.cpu_devices": 1},
@@ -33,25 +38,17 @@ SMALL = {
 }
 
 
-def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
-    """Adds the flags: how many kills, how many steps, and the seed."""
-    flags.DEFINE_integer(
-        "kills", 100, "Maximum number of kills; then the run may finish.", flag_values=values
-    )
-    flags.DEFINE_integer("steps", 10_000, "Steps in the run.", flag_values=values)
-    flags.DEFINE_integer("seed", 0, "Seed of the moments of the kills.", flag_values=values)
-
-
 def main(argv: Sequence[str]) -> int:
     """Runs the script with a command line, the script's name first. Returns the exit status."""
+    return command_line.run(soak, FLAGS, argv, __doc__ or "")
 
-    def soak(values: flags.FlagValues, words: list[str]) -> None:
-        for name, rule in (("kills", POSITIVE), ("steps", POSITIVE), ("seed", INT32)):
-            checked(name, values[name].value, int, rule)
-        with tempfile.TemporaryDirectory() as folder:
-            compare(Path(folder), values.kills, values.steps, random.Random(values.seed))
 
-    return command_line.run(soak, define_flags, argv, __doc__ or "")
+def soak(values: flags.FlagValues, words: list[str]) -> None:
+    """Checks the flags, and compares the two runs in a temporary folder."""
+    for name, rule in (("kills", POSITIVE), ("steps", POSITIVE), ("seed", INT32)):
+        checked(name, values[name].value, int, rule)
+    with tempfile.TemporaryDirectory() as folder:
+        compare(Path(folder), values.kills, values.steps, random.Random(values.seed))
 
 
 def compare(folder: Path, kills: int, steps: int, moments: random.Random) -> None:

@@ -33,42 +33,27 @@ if TYPE_CHECKING:
     from gpt_jax.training.plan import Plan
 
 
-CHANGES = {FREE: "may change", ALLOWED: "with --resume_allow", FIXED: "fixed"}
-
-
-def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
-    """Adds --config with its overrides, and the script's own flags."""
-    command_line.define_config(values, argv)
-    for name, meaning in (
-        ("workdir", "Folder of the run; default: runs/ and the name of the config or weights."),
-        ("init_from", "Begin from GPT-2 weights: a folder in Hugging Face's format."),
-    ):
-        flags.DEFINE_string(name, "", meaning, flag_values=values)
-    flags.DEFINE_multi_string(
+FLAGS: Sequence[command_line.Flag] = (
+    ("workdir", str, "", "Folder of the run; default: runs/ and the config's or weights' name."),
+    ("init_from", str, "", "Begin from GPT-2 weights: a folder in Hugging Face's format."),
+    (
         "resume_allow",
+        list,
         [],
-        "A setting that may differ from the run to resume, such as train.steps to train a "
-        "finished run for longer. Can be given several times.",
-        flag_values=values,
-    )
-    for name, meaning in (
-        ("tensorboard", "Also write TensorBoard's event files."),
-        ("plan", "Show what training would take, and do not train."),
-        ("help_config", "Show every setting with its default and range."),
-        ("distributed", "Train together with other processes, each started by this command."),
-    ):
-        flags.DEFINE_boolean(name, False, meaning, flag_values=values)
-    for name, meaning in (
-        ("coordinator", "HOST:PORT where process 0 listens to the others."),
-        ("coordinator_bind", "Address at which process 0 listens; default: HOST."),
-    ):
-        flags.DEFINE_string(name, "", meaning, flag_values=values)
-    for name, default, meaning in (
-        ("num_processes", None, "Number of processes."),
-        ("process_id", None, "Number of this process, from 0."),
-        ("join_timeout", 300, "Seconds to wait for the other processes at the start."),
-    ):
-        flags.DEFINE_integer(name, default, meaning, flag_values=values)
+        "A setting that may differ from the run to resume, such as train.steps to train a finished "
+        "run for longer. Can be given several times.",
+    ),
+    ("tensorboard", bool, False, "Also write TensorBoard's event files."),
+    ("plan", bool, False, "Show what training would take, and do not train."),
+    ("help_config", bool, False, "Show every setting with its default and range."),
+    ("distributed", bool, False, "Train with other processes, each started by this command."),
+    ("coordinator", str, "", "HOST:PORT where process 0 listens to the others."),
+    ("coordinator_bind", str, "", "Address at which process 0 listens; default: HOST."),
+    ("num_processes", int, None, "Number of processes."),
+    ("process_id", int, None, "Number of this process, from 0."),
+    ("join_timeout", int, 300, "Seconds to wait for the other processes at the start."),
+)
+CHANGES = {FREE: "may change", ALLOWED: "with --resume_allow", FIXED: "fixed"}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -78,7 +63,7 @@ def main(argv: Sequence[str]) -> int:
         if values.help_config:
             show_settings()
             return None
-        config, cluster = command_line.read_config(values, argv), read_cluster(values)
+        config, cluster = command_line.read_config(values), read_cluster(values)
         init_from = values.init_from and str(Path(values.init_from).expanduser().absolute())
         if values.plan:
             if cluster:
@@ -99,7 +84,7 @@ def main(argv: Sequence[str]) -> int:
         with meet(cluster, config, workdir) if cluster else one_writer(workdir):
             return train(config, workdir, values, argv, init_from)
 
-    return command_line.run(show_or_train, define_flags, argv, __doc__ or "")
+    return command_line.run(show_or_train, FLAGS, argv, __doc__ or "", takes_config=True)
 
 
 def show_beginning(workdir: Path, recipe: str) -> None:

@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from absl import flags
 from support import GPT2_TINY, ROOT
+from test_layering import HOUSE
 
 from gpt_jax.config import SECTIONS, Config
 from gpt_jax.text import play
@@ -160,10 +160,19 @@ def test_the_picture_of_the_readme_names_every_package_and_script():
     assert set(re.findall(r"^  (\w+)/", picture, re.MULTILINE)) == set(packages)
 
 
-def test_the_architecture_page_names_every_module():
+def test_the_architecture_page_lists_every_module_in_the_order_of_imports():
     page = TEXTS["docs/architecture.md"]
-    missing = [path.name for path in MODULES if f"`{path.name}`" not in page]
-    assert missing == []
+    listed = re.findall(r"^## ([a-z]\w+)$|^\| `(\w+)\.py` \|", page, re.MULTILINE)
+    order = [package or module for package, module in listed]
+    sections = [[package, *modules] for package, modules in HOUSE.items() if modules]
+    house = [name for section in sections for name in section if name]
+    assert order == house
+
+
+def test_the_readme_lists_the_packages_in_the_order_of_imports():
+    picture = README.split("## The house")[1].split("```")[1]
+    names = re.findall(r"^  (\w+)(?:/|\.py)", picture, re.MULTILINE)
+    assert names == [*HOUSE[""], *list(HOUSE)[1:]]
 
 
 @pytest.mark.parametrize("page", TEXTS)
@@ -201,10 +210,7 @@ def test_every_flag_the_documents_name_exists():
     known = {"config", "check", "help"}
     for name in SCRIPTS:
         script = importlib.import_module(name)
-        if define := getattr(script, "define_flags", None):
-            values = flags.FlagValues()
-            define(values, ["script"])
-            known |= set(values)
+        known |= {name for name, *_ in getattr(script, "FLAGS", ())}
     for page, text in TEXTS.items():
         named = set(re.findall(r"`--(?:no)?(\w+)[=`]", text))
         assert named <= known, page

@@ -30,7 +30,7 @@ HOUSE = {
         *("checkpoints", "recovery"),
     ],
     "sampling": ["sampler", "decode", "prompt"],
-    "gpt2": ["names", "tensors", "folder", "weights", "export"],
+    "gpt2": ["names", "tensors", "folder", "export"],
     "training": [
         *("optimizer", "state", "step", "communication", "run", "plan", "evaluation"),
         *("log", "clock", "display", "curves", "pictures", "stopping", "tensorboard"),

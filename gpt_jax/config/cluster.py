@@ -30,8 +30,8 @@ class Cluster:
     def __post_init__(self) -> None:
         if self.timeout_s <= 0:
             raise UserError(f"--join_timeout={self.timeout_s} is too short: give seconds above 0")
-        given = [bool(self.coordinator)]
-        given += [value is not None for value in (self.num_processes, self.process_id)]
+        values = (self.coordinator or None, self.num_processes, self.process_id)
+        given = [value is not None for value in values]
         if any(given) and not all(given):
             raise UserError(
                 "--coordinator, --num_processes and --process_id belong together: give all three, "

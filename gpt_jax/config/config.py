@@ -20,10 +20,10 @@ from gpt_jax.config.sections import (
     SampleConfig,
     TrainConfig,
 )
-from gpt_jax.config.setting import Section
+from gpt_jax.config.setting import FREE, Section
 from gpt_jax.errors import UserError
 
-SECTIONS: dict[str, type[Section]] = {
+SECTIONS: dict[str, Any] = {
     cls.SECTION: cls
     for cls in (GPTConfig, DataConfig, OptimizerConfig, TrainConfig, SampleConfig, MeshConfig)
 }
@@ -92,14 +92,21 @@ class Config:
                 )
             for name in fields:
                 check_field(section, name)
-        sections: dict[str, Any] = {
-            section: SECTIONS[section](**fields) for section, fields in values.items()
-        }
-        return cls(**sections)
+        return cls(**{section: SECTIONS[section](**fields) for section, fields in values.items()})
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Nested dictionaries of plain values, as in a run's config.json."""
         return dataclasses.asdict(self)
+
+    def differences(self, new: Self) -> list[dict[str, Any]]:
+        """The settings that shape a run (not the FREE ones) and differ in `new`: field, was, is."""
+        old = self.to_dict()
+        return [
+            {"field": f"{section}.{name}", "was": old[section][name], "is": value}
+            for section, values in new.to_dict().items()
+            for name, value in values.items()
+            if value != old[section][name] and on_resume(f"{section}.{name}") != FREE
+        ]
 
     def with_values(self, section: str, **values: Any) -> Self:
         """A copy with other values for some settings of one section, checked again."""
@@ -113,11 +120,7 @@ def default_config() -> ConfigDict:
 
 
 def from_config_dict(config: ConfigDict) -> Config:
-    """The checked configuration with the values of a ConfigDict.
-
-    Raises:
-      UserError: for an unknown name, a value that cannot work, or anything but a ConfigDict.
-    """
+    """The checked configuration in a ConfigDict. Raises as `from_dict`, and for anything else."""
     if not isinstance(config, ConfigDict):
         raise UserError(
             f"get_config() returned {config!r}: return default_config() with your changes"

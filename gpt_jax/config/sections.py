@@ -5,7 +5,6 @@ No jax.
 """
 
 import dataclasses
-from typing import ClassVar
 
 from gpt_jax.config.setting import (
     ALLOWED,
@@ -32,16 +31,12 @@ from gpt_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
-class GPTConfig(Section):
+class GPTConfig(Section, name="model", on_resume=FIXED):
     """The model, with GPT-2's names."""
 
-    SECTION: ClassVar[str] = "model"
-    ON_RESUME: ClassVar[str] = FIXED
-
     vocab_size: int = setting(
-        0, INT32, "vocabulary size; 0 = the tokenizer's; a larger one pads the tables",
-        automatic=True,
-    )  # fmt: skip
+        0, INT32, "vocabulary size; 0 = the tokenizer's; more pads the tables", automatic=True
+    )
     block_size: int = setting(128, POSITIVE, "context length in tokens")
     # Working out the shapes of 1,000 blocks takes a minute.
     n_layer: int = setting(4, UP_TO_256, "transformer blocks")
@@ -71,9 +66,7 @@ class GPTConfig(Section):
     embedding_skip: bool = setting(
         False, ANY, "the embedding is added to the residual stream again before every block"
     )
-    logit_softcap: float = setting(
-        0.0, NOT_NEGATIVE, "soft bound of the logits, by tanh; 0 = no bound"
-    )
+    logit_softcap: float = setting(0.0, NOT_NEGATIVE, "tanh bound of the logits; 0 = no bound")
     matmul_dtype: str = setting(
         "auto", one_of("auto", "float32", "bfloat16"),
         "dtype of factors in matrix products; auto = bfloat16 if the hardware has it, else float32",
@@ -85,9 +78,8 @@ class GPTConfig(Section):
         on_resume=ALLOWED,
     )  # fmt: skip
     remat: bool = setting(
-        False, ANY, "the backward pass recomputes the blocks: less memory, more work",
-        on_resume=ALLOWED,
-    )  # fmt: skip
+        False, ANY, "the backward pass recomputes blocks: less memory, more work", on_resume=ALLOWED
+    )
     scan_layers: bool = setting(
         False, ANY, "one block is compiled and runs n_layer times; its parameters are stacked"
     )
@@ -122,11 +114,8 @@ class GPTConfig(Section):
 
 
 @dataclasses.dataclass(frozen=True)
-class DataConfig(Section):
+class DataConfig(Section, name="data", on_resume=FIXED):
     """Which text is read, and how it becomes tokens."""
-
-    SECTION: ClassVar[str] = "data"
-    ON_RESUME: ClassVar[str] = FIXED
 
     corpus: str = setting(
         "tinyshakespeare", FILLED,
@@ -137,16 +126,13 @@ class DataConfig(Section):
         1024, BPE_SIZE, "maximum vocabulary size of bpe, which is learned from the training text"
     )
     val_fraction: float = setting(
-        0.1, INSIDE_ONE, "share of the text, at its end, held out for validation",
-        on_resume=ALLOWED,
-    )  # fmt: skip
+        0.1, INSIDE_ONE, "share, at the end of the text, held out for validation", on_resume=ALLOWED
+    )
 
 
 @dataclasses.dataclass(frozen=True)
-class OptimizerConfig(Section):
+class OptimizerConfig(Section, name="optimizer"):
     """How gradients become updates."""
-
-    SECTION: ClassVar[str] = "optimizer"
 
     name: str = setting(
         "adam", one_of("adam", "adamw", "muon"),
@@ -161,21 +147,15 @@ class OptimizerConfig(Section):
         "learning rate after warm-up: linear or cosine decay to the minimum; stable = constant, "
         "then linear decay over the last decay_fraction of the run",
     )  # fmt: skip
-    decay_fraction: float = setting(
-        0.2, UP_TO_ONE, "share of the run in which the stable schedule decays"
-    )
+    decay_fraction: float = setting(0.2, UP_TO_ONE, "stable decays over this last share of the run")
     matrix_learning_rate: float = setting(
         0.02, POSITIVE, "peak learning rate of Muon's matrices; learning_rate is for the rest"
     )
     matrix_momentum: float = setting(0.95, BELOW_ONE, "decay rate of Muon's mean of gradients")
     b1: float = setting(0.9, BELOW_ONE, "decay rate of Adam's mean of gradients")
     b2: float = setting(0.99, BELOW_ONE, "decay rate of Adam's mean of squared gradients")
-    weight_decay: float = setting(
-        0.0, NOT_NEGATIVE, "decoupled weight decay of matrices; not with adam"
-    )
-    grad_clip: float = setting(
-        1.0, NOT_NEGATIVE, "maximum global norm of the gradient; 0 = no clipping"
-    )
+    weight_decay: float = setting(0.0, NOT_NEGATIVE, "decoupled decay of matrices; not with adam")
+    grad_clip: float = setting(1.0, NOT_NEGATIVE, "maximum global gradient norm; 0 = no clipping")
     average_decay: float = setting(
         0.0, BELOW_ONE,
         "decay rate of an exponential average of the parameters, which is evaluated and sampled; "
@@ -198,10 +178,8 @@ class OptimizerConfig(Section):
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainConfig(Section):
+class TrainConfig(Section, name="train"):
     """How long and how much at a time, and what happens along the way."""
-
-    SECTION: ClassVar[str] = "train"
 
     seed: int = setting(0, INT32, "seed of parameters, batches and dropout")
     steps: int = setting(3000, NOT_NEGATIVE, "updates in the whole run; 0 = only evaluate")
@@ -220,27 +198,19 @@ class TrainConfig(Section):
 
 
 @dataclasses.dataclass(frozen=True)
-class SampleConfig(Section):
+class SampleConfig(Section, name="sample", on_resume=FREE):
     """How text is sampled at the end of a run, and the defaults of the commands that sample."""
-
-    SECTION: ClassVar[str] = "sample"
-    ON_RESUME: ClassVar[str] = FREE
 
     prompt: str = setting("ROMEO:", ANY, "text to continue; empty = a line break")
     max_new_tokens: int = setting(400, NOT_NEGATIVE, "tokens to generate")
     temperature: float = setting(0.8, UP_TO_1000, "the logits are divided by it; 0 = greedy")
     top_k: int = setting(40, NOT_NEGATIVE, "draw among this many likeliest tokens; 0 = all")
-    top_p: float = setting(
-        1.0, UP_TO_ONE, "draw among the likeliest tokens with this total probability"
-    )
+    top_p: float = setting(1.0, UP_TO_ONE, "draw among the likeliest with this total probability")
 
 
 @dataclasses.dataclass(frozen=True)
-class MeshConfig(Section):
+class MeshConfig(Section, name="mesh", on_resume=FREE):
     """How the work is spread over devices. It changes only the order of sums."""
-
-    SECTION: ClassVar[str] = "mesh"
-    ON_RESUME: ClassVar[str] = FREE
 
     cpu_devices: int = setting(
         0, NOT_NEGATIVE, "devices into which each process splits the CPU's cores; 0 = automatic",

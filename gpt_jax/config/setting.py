@@ -50,8 +50,6 @@ def setting(
     """A dataclass field with all the facts about one setting.
 
     Args:
-      rule: what a value must satisfy.
-      meaning: what the setting does, in a few words.
       on_resume: FREE, ALLOWED or FIXED; empty = as its section says.
       automatic: with the default, the program chooses. A run that resumes keeps the choice that
         was made when it began.
@@ -84,15 +82,14 @@ def checked(name: str, value: Any, expected: type[Any], rule: Rule) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """One group of settings. Creating one checks every field.
+    """One group of settings. Creating one checks every field."""
 
-    Attributes:
-      SECTION: its name in `Config`.
-      ON_RESUME: whether its settings may change on resume, unless a setting says otherwise.
-    """
+    SECTION: ClassVar[str]
+    ON_RESUME: ClassVar[str]
 
-    SECTION: ClassVar[str] = ""
-    ON_RESUME: ClassVar[str] = ALLOWED
+    def __init_subclass__(cls, name: str, on_resume: str = ALLOWED) -> None:
+        """`name`: in `Config`. `on_resume`: of every setting that does not say otherwise."""
+        cls.SECTION, cls.ON_RESUME = name, on_resume
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

@@ -57,11 +57,7 @@ class BatchLayout:
 
 
 def make_batch_layout(config: Config, mesh: Mesh | AbstractMesh) -> BatchLayout:
-    """The layout of `train.batch_size` windows over the mesh.
-
-    Raises:
-      UserError: if the devices or the microbatches cannot share the batch evenly.
-    """
+    """The layout of a batch over the mesh. Raises UserError if it cannot be shared evenly."""
     batch_size, ways = config.train.batch_size, math.prod(mesh.shape[axis] for axis in BATCH_AXES)
     if batch_size % ways:
         raise UserError(

@@ -27,10 +27,8 @@ def use_compilation_cache() -> None:
 
     JAX runs a cached program without checking it, so nobody else may be able to write the folder.
     """
-    if (
-        getattr(jax.config, "jax_compilation_cache_dir", None)
-        or "JAX_ENABLE_COMPILATION_CACHE" in os.environ
-    ):
+    set_by_user = getattr(jax.config, "jax_compilation_cache_dir", None)
+    if set_by_user or "JAX_ENABLE_COMPILATION_CACHE" in os.environ:
         return
     folder = cache_folder() / "compiled"
     try:

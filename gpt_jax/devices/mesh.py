@@ -18,11 +18,7 @@ MAX_PLANNED_DEVICES = 1024
 
 
 def make_mesh(config: MeshConfig, devices: list[jax.Device]) -> Mesh:
-    """The mesh (data, fsdp, tensor) over `devices`.
-
-    Raises:
-      UserError: if the product of the sizes is not the number of devices.
-    """
+    """The mesh (data, fsdp, tensor) over `devices`. Raises UserError if it needs more or fewer."""
     others = config.fsdp * config.tensor
     data = len(devices) // others if config.data == -1 else config.data
     if data * others != len(devices):
@@ -37,11 +33,7 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device]) -> Mesh:
 
 
 def make_abstract_mesh(config: MeshConfig) -> AbstractMesh:
-    """The mesh (data, fsdp, tensor) of devices that this machine does not have, for planning.
-
-    Raises:
-      UserError: for more than MAX_PLANNED_DEVICES devices.
-    """
+    """A mesh for planning, without devices. Raises UserError above MAX_PLANNED_DEVICES."""
     shape = (config.data, config.fsdp, config.tensor)
     if math.prod(shape) > MAX_PLANNED_DEVICES:
         raise UserError(

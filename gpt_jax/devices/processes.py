@@ -1,4 +1,4 @@
-"""What the processes of one run agree on.
+"""What the processes of one run agree on. How they meet is in training/meeting.py.
 
 All processes run the same program over one mesh, so all must take the same branches. A process that
 takes another branch waits for the others forever. Whatever only one process sees (a file, a signal)
@@ -87,13 +87,8 @@ def _fail(error: Exception | None, source: int) -> None:
     message, name = _sent([str(error), type(error).__name__], source)
     if error is not None and not isinstance(error, UserError | OSError):
         raise error
-    raise _user_errors().get(name, UserError)(message) from error
-
-
-def _user_errors() -> dict[str, type[UserError]]:
-    """UserError and its subclasses, by name."""
-    kinds: list[type[UserError]] = [UserError, *UserError.__subclasses__()]
-    return {kind.__name__: kind for kind in kinds}
+    kinds = {kind.__name__: kind for kind in UserError.__subclasses__()}
+    raise kinds.get(name, UserError)(message) from error
 
 
 def _sent(value: Any, source: int) -> Any:
@@ -114,11 +109,7 @@ def greatest(number: int) -> int:
 
 
 def check_same(what: str, value: Any) -> None:
-    """Checks that all processes have the same JSON value.
-
-    Raises:
-      UserError: in all processes if the values differ, naming `what`.
-    """
+    """Raises UserError, which names `what`, in all processes if their JSON values differ."""
     if not several():
         return
     digest = hashlib.sha256(json.dumps(value, sort_keys=True).encode()).digest()

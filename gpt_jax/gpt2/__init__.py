@@ -6,7 +6,6 @@ transformers. Read names.py first: it says which tensors a folder needs.
 """
 
 from gpt_jax.gpt2.export import check_new, export_folder
-from gpt_jax.gpt2.folder import Folder, open_folder
-from gpt_jax.gpt2.weights import read_params
+from gpt_jax.gpt2.folder import Folder, open_folder, read_params
 
 __all__ = ["Folder", "check_new", "export_folder", "open_folder", "read_params"]

@@ -108,21 +108,11 @@ def stored_tensors(config: GPTConfig, params: Any) -> dict[str, np.ndarray]:
             width = config.n_embd
             place = place[..., part * width : (part + 1) * width]
         place[...] = np.asarray(param).T if name == HEAD else np.reshape(param, place.shape)
-    return {_with_prefix(name): tensor for name, tensor in tensors.items()}
-
-
-def _with_prefix(name: str) -> str:
-    return name if name == HEAD else PREFIX + name
+    return {name if name == HEAD else PREFIX + name: array for name, array in tensors.items()}
 
 
 def model_config(config: GPTConfig, end: int | None) -> dict[str, Any]:
-    """The config.json of transformers' GPT2LMHeadModel.
-
-    GPT-2 also has dropout after the embeddings. Our model has not, so `embd_pdrop` is 0.
-
-    Args:
-      end: id of the end-of-text token, if there is one.
-    """
+    """The config.json of transformers' GPT2LMHeadModel. `end`: see `_end_of_text`."""
     return FIXED | {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
@@ -135,7 +125,7 @@ def model_config(config: GPTConfig, end: int | None) -> dict[str, Any]:
         "activation_function": TO_GPT2[config.activation],
         "attn_pdrop": config.dropout,
         "resid_pdrop": config.dropout,
-        "embd_pdrop": 0.0,
+        "embd_pdrop": 0.0,  # Dropout after the embeddings, which our model does not have.
         "initializer_range": INIT_STDDEV,
         "tie_word_embeddings": config.tie_embeddings,
         "bos_token_id": end,
@@ -146,8 +136,7 @@ def model_config(config: GPTConfig, end: int | None) -> dict[str, Any]:
 def library_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
     """A tokenizer as JSON for the library tokenizers, with the same ids for every text."""
     if isinstance(tokenizer, BPETokenizer):
-        content: dict[str, Any] = tokenizer.to_dict()["tokenizer"]
-        return content
+        return tokenizer.to_dict()["tokenizer"]
     if isinstance(tokenizer, CharTokenizer):
         return tokenizer.to_library()
     return _bytes_alone()

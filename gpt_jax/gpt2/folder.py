@@ -1,4 +1,4 @@
-"""A GPT-2 folder of Hugging Face: opened, checked, and read tensor by tensor.
+"""A GPT-2 folder of Hugging Face: opened, checked, and read as our parameters.
 
 gpt2/  config.json  model.safetensors  tokenizer.json (or vocab.json and merges.txt)
 """
@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from gpt_jax.config import GPTConfig
@@ -70,6 +71,30 @@ def open_folder(path: Path) -> Folder:
             "the folder again, or correct its config.json"
         )
     return Folder(path, config, files)
+
+
+def read_params(folder: Folder, abstract: Any) -> Any:
+    """The parameters in a GPT-2 folder as float32, read one by one, each placed in its shards.
+
+    `abstract` is the tree of our parameters as jax.ShapeDtypeStruct with shardings, unrolled or
+    scanned (see model/stacking.py). Raises UserError if a file cannot be read.
+    """
+
+    def read(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        whole = _read(folder, jax.tree_util.keystr(path, simple=True, separator="/"), leaf.shape)
+        return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: whole[index])
+
+    return jax.tree_util.tree_map_with_path(read, abstract)
+
+
+def _read(folder: Folder, path: str, shape: tuple[int, ...]) -> np.ndarray:
+    """One parameter. A stacked one is read layer by layer."""
+    if not path.startswith("h/"):
+        return folder.read(path, shape)
+    stacked = np.empty(shape, np.float32)
+    for layer, place in enumerate(stacked):
+        place[...] = folder.read(f"h_{layer}{path.removeprefix('h')}", place.shape)
+    return stacked
 
 
 def _model_config(path: Path, content: dict[str, Any]) -> GPTConfig:

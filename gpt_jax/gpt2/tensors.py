@@ -37,11 +37,7 @@ def read_tensor(file: Path, name: str, part: int | None = None) -> np.ndarray:
 
 @contextlib.contextmanager
 def _opened(file: Path) -> Iterator[Any]:
-    """An open file of tensors. Only its header is read.
-
-    Raises:
-      UserError: if the file cannot be read or the library is missing.
-    """
+    """An open file, of which only the header is read. Raises UserError if it cannot be read."""
     library = _library()
     try:
         with library.safe_open(file, "numpy") as tensors:
@@ -51,12 +47,7 @@ def _opened(file: Path) -> Iterator[Any]:
 
 
 def save_tensors(file: Path, tensors: dict[str, np.ndarray]) -> None:
-    """Writes tensors in the form transformers expects, with the mode of any new file.
-
-    Raises:
-      OSError: if the file cannot be written.
-      UserError: if the library is missing.
-    """
+    """Writes tensors in the form transformers expects. Raises OSError if it cannot."""
     library = _library()
     from safetensors.numpy import save_file
 
@@ -70,6 +61,7 @@ def save_tensors(file: Path, tensors: dict[str, np.ndarray]) -> None:
 
 
 def _library() -> Any:
+    """The library safetensors. Raises UserError if it is not installed."""
     try:
         import safetensors
     except ImportError:

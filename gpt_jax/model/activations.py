@@ -1,4 +1,4 @@
-"""Activation functions. To add one, add it to ACTIVATIONS and to the rule of `model.activation`."""
+"""Activation functions. To add one, add it to ACTIVATIONS and to the rule in config/sections.py."""
 
 import math
 from collections.abc import Callable

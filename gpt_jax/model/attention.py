@@ -1,5 +1,5 @@
 """Causal attention over whole windows, with dropout and a gradient; by cuDNN; over a KV cache.
-Rotary positions.
+Rotary positions. blocks.py fills the cache.
 
 Shapes (the suffix of a name): B rows, T time of the queries, S time of the keys, H heads, N rows
 times heads, D width of a head, P half of D.

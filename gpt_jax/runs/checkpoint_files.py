@@ -21,12 +21,6 @@ def is_committed(checkpoint: Path) -> bool:
     return (checkpoint / COMMITTED).exists()
 
 
-def check_committed(checkpoint: Path) -> None:
-    """Raises FileNotFoundError unless the save of a checkpoint was completed."""
-    if not is_committed(checkpoint):
-        raise FileNotFoundError(f"{COMMITTED} is missing: the save was not completed")
-
-
 @processes.on_first
 def check_space(folder: Path, size: int) -> None:
     """Raises OSError unless `folder` has room for a checkpoint with `size` bytes of arrays."""

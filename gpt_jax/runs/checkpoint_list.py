@@ -7,11 +7,7 @@ from gpt_jax.errors import UserError
 
 
 def newest_run(runs: Path) -> Path:
-    """The folder in `runs` with the checkpoint that was saved last.
-
-    Raises:
-      UserError: if there is no checkpoint.
-    """
+    """The folder in `runs` with the checkpoint saved last. Raises UserError if there is none."""
     times = {
         workdir: max(map(_save_time, folders))
         for workdir in runs.glob("*")

@@ -21,6 +21,7 @@ from orbax.checkpoint import v1 as ocp
 from gpt_jax.devices import processes
 from gpt_jax.errors import UserError, first_cause
 from gpt_jax.runs import checkpoint_files, damage
+from gpt_jax.runs.checkpoint_files import COMMITTED
 from gpt_jax.runs.checkpoint_list import Saved, checkpoint_folders, choose, no_checkpoint
 from gpt_jax.runs.damage import DamagedCheckpoint
 from gpt_jax.runs.digest import describe, differences, digests
@@ -42,11 +43,7 @@ RETENTION = policies.AnyPreservationPolicy(
 
 
 class Checkpoints:
-    """The checkpoints of a run. Use as a context manager, from one thread.
-
-    Attributes:
-      folder: holds them; absolute.
-    """
+    """The checkpoints in the absolute `folder`. Use as a context manager, from one thread."""
 
     def __init__(self, folder: Path, remedy: str, **options: Any) -> None:
         """Use `for_training` or `for_reading`. `remedy`: what helps if one cannot be restored."""
@@ -127,11 +124,7 @@ class Checkpoints:
         return saved[-1].step if saved else 0
 
     def find(self, which: str) -> Saved:
-        """The checkpoint that `which` names: "latest", "best" or the number of a step.
-
-        Raises:
-          UserError: if there is none.
-        """
+        """The checkpoint that `which` names, see `choose`. Raises UserError if there is none."""
         return choose(self.all(), which, self.folder)
 
     def save(self, step: int, state: Any, val_loss: float | None = None) -> None:
@@ -196,11 +189,7 @@ class Checkpoints:
         checkpoint_files.remove_incomplete(self.folder)
 
     def confirm(self, step: int) -> None:
-        """Waits until `step` is on disk: for the last save of a process.
-
-        Raises:
-          UserError: if its save failed.
-        """
+        """Waits until `step`, the last saved, is on disk. Raises UserError if its save failed."""
         if step not in [saved.step for saved in self.all()]:
             raise UserError(
                 f"step {step} is not in {self.folder} because its save failed: check the folder; "
@@ -240,7 +229,8 @@ class Checkpoints:
         """The digests stored at `step`. Reads no array. Raises as `restore`."""
         path = self.path(step)
         try:
-            checkpoint_files.check_committed(path)
+            if not checkpoint_files.is_committed(path):
+                raise FileNotFoundError(f"{COMMITTED} is missing: the save was not completed")
             metadata = self._checkpointer.checkpointables_metadata(step)
             saved = describe(metadata.metadata["state"])
             expected = cast(dict[str, int], metadata.custom_metadata["digests"])

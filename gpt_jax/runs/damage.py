@@ -36,11 +36,7 @@ def _files(folder: Path) -> list[Path]:
 
 @processes.on_first
 def check_readable(checkpoint: Path) -> None:
-    """Reads every file to its end.
-
-    Raises:
-      UserError: if a file cannot be read, so that nobody can say whether it is damaged.
-    """
+    """Reads every file to its end. Raises UserError if one cannot be read, damaged or not."""
     try:
         for path in _files(checkpoint):
             with open(path, "rb") as file:
@@ -73,19 +69,17 @@ def check_descriptions(checkpoint: Path, remedy: str) -> None:
 
 
 def check_size(checkpoint: Path, numbers: int) -> None:
-    """Checks, before memory is allocated, that the files can hold so many numbers.
-
-    A small file can claim to hold very many.
-
-    Raises:
-      ValueError: if the files are too small.
-    """
+    """Raises ValueError, before memory is allocated, if the files are too small for the numbers."""
     size = sum(path.stat().st_size for path in _files(checkpoint))
     if numbers > MAX_NUMBERS_PER_BYTE * size:
         raise ValueError(f"its {size:,} bytes claim to hold {numbers:,} numbers")
 
 
 def _set_aside(checkpoint: Path, error: UserError) -> None:
+    """Renames a damaged checkpoint and prints a note.
+
+    If it kept its name, Orbax would skip every save up to its step.
+    """
     name = f"damaged-{checkpoint.name}"
     while (checkpoint.parent / name).exists():
         name += "-again"
@@ -93,13 +87,7 @@ def _set_aside(checkpoint: Path, error: UserError) -> None:
     print(f"note: {error}; set aside as {name}", file=sys.stderr)
 
 
-@processes.on_first
-def set_aside(checkpoint: Path, error: UserError) -> None:
-    """Renames a damaged checkpoint and prints a note.
-
-    If it kept its name, Orbax would skip every save up to its step.
-    """
-    _set_aside(checkpoint, error)
+set_aside = processes.on_first(_set_aside)
 
 
 @processes.on_first

@@ -37,7 +37,9 @@ def one_writer(workdir: Path) -> Iterator[None]:
         return
     with _lock(workdir) as file:
         file.truncate(0)
-        file.write(json.dumps(_this_process()).encode("utf-8"))
+        started = time.strftime("%Y-%m-%d %H:%M:%S")
+        holder = {"pid": os.getpid(), "host": platform.node(), "started": started}
+        file.write(json.dumps(holder).encode("utf-8"))
         file.flush()
         os.fsync(file.fileno())  # Other hosts read it too.
         try:
@@ -60,22 +62,15 @@ def _lock(workdir: Path) -> BinaryIO:
         raise UserError(
             f"{workdir} cannot be written ({error.strerror}): check it, or use another folder"
         ) from error
-    try:
+    with contextlib.suppress(BlockingIOError):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # The last holder may have removed the file after we opened it and before we locked it.
         if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
             return file
-    except BlockingIOError:
-        pass
     file.close()
     raise UserError(
         f"{workdir} is in use by {_holder(path)}: wait for it, stop it, or use another folder"
     )
-
-
-def _this_process() -> dict[str, str | int]:
-    started = time.strftime("%Y-%m-%d %H:%M:%S")
-    return {"pid": os.getpid(), "host": platform.node(), "started": started}
 
 
 def _holder(path: Path) -> str:

@@ -88,11 +88,7 @@ def matching_tokenizer(workdir: Path, config: Config) -> Tokenizer:
 
 
 def existing_record(workdir: Path) -> Record:
-    """The record of a run that must exist.
-
-    Raises:
-      UserError: as `read_record`, and if no run was started there.
-    """
+    """The record of a run that must exist. Raises as `read_record`, and if there is no run."""
     record = read_record(workdir)
     if record is None:
         raise UserError(
@@ -147,11 +143,7 @@ def write_record(workdir: Path, record: Record, tokenizer: Tokenizer) -> None:
 
 
 def check_links(folder: Path) -> None:
-    """Refuses links that lead out of `folder`, because writing through one could hit any file.
-
-    Raises:
-      UserError: for the first such link.
-    """
+    """Raises UserError for a link out of `folder`: writing through it could hit any file."""
     inside = folder.resolve()
     for parent, folders, names in os.walk(folder):
         for path in (Path(parent, name) for name in (*folders, *names)):

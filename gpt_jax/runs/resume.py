@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gpt_jax.config import FIXED, FREE, Config, automatic_settings, check_field, on_resume
+from gpt_jax.config import FIXED, Config, automatic_settings, check_field, on_resume
 from gpt_jax.errors import UserError
 from gpt_jax.runs.record import Record, matching_tokenizer, write_record
 from gpt_jax.text import Tokens, absolute_kind, absolute_source, encoded, load_corpus, shards
@@ -52,7 +52,7 @@ def check_same_run(
                 f"--resume_allow={name} is not possible: the arrays or tokens of {workdir} depend "
                 "on it; start a new run with another --workdir"
             )
-    changes = _differences(config, record)
+    changes = record.config.differences(config)
     refused = [change for change in changes if change["field"] not in allowed]
     if refused:
         text = "; ".join(f"{c['field']} was {c['was']!r} and is now {c['is']!r}" for c in refused)
@@ -61,16 +61,6 @@ def check_same_run(
             "another --workdir" + _how_to_allow(refused)
         )
     return changes
-
-
-def _differences(config: Config, record: Record) -> list[dict[str, Any]]:
-    old, new = record.config.to_dict(), config.to_dict()
-    return [
-        {"field": f"{section}.{name}", "was": old[section][name], "is": value}
-        for section, values in new.items()
-        for name, value in values.items()
-        if value != old[section][name] and on_resume(f"{section}.{name}") != FREE
-    ]
 
 
 def _how_to_allow(changes: list[dict[str, Any]]) -> str:
@@ -82,16 +72,10 @@ def _how_to_allow(changes: list[dict[str, Any]]) -> str:
     return f", or resume this one with {flags}"
 
 
-def record_changes(
-    workdir: Path, record: Record, config: Config, changes: list[dict[str, Any]], step: int
-) -> None:
-    """Writes into the record that the run resumes at `step` with changed settings.
+def record_changes(workdir: Path, record: Record, changes: list[dict[str, Any]], step: int) -> None:
+    """Records that the run resumes at `step` with the `changes` that `check_same_run` returned.
 
-    Args:
-      config: holds the new values; `changes` come from `check_same_run`.
-
-    Raises:
-      UserError: if the record cannot be written.
+    Raises UserError if the record cannot be written.
     """
     new = record.config
     for change in changes:
@@ -103,11 +87,7 @@ def record_changes(
 
 
 def check_same_corpus(sha256: str, record: Record, workdir: Path) -> None:
-    """Checks that the corpus is the one the run began with.
-
-    Raises:
-      UserError: with both hashes, if it is not.
-    """
+    """Raises UserError, with both hashes, unless the corpus is the one the run began with."""
     if sha256 != record.corpus_sha256:
         raise UserError(
             f"the text at {record.config.data.corpus} has changed since the run in {workdir} began "
@@ -117,11 +97,7 @@ def check_same_corpus(sha256: str, record: Record, workdir: Path) -> None:
 
 
 def same_tokens(config: Config, record: Record, workdir: Path) -> Tokens:
-    """The corpus of a run that resumes, as token ids.
-
-    Raises:
-      UserError: if the corpus cannot be read, or is not the one the run began with.
-    """
+    """A resumed run's corpus as token ids. Raises UserError if it is unreadable or has changed."""
     if shards.is_prepared(config.data.corpus):
         tokens = shards.load(config.data)
         check_same_corpus(tokens.sha256, record, workdir)

@@ -175,8 +175,7 @@ def _untrained(model: "tokenizers.models.BPE") -> "tokenizers.Tokenizer":
 
 
 def _content(parsed: "tokenizers.Tokenizer") -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(parsed.to_str())
-    return content
+    return json.loads(parsed.to_str())
 
 
 def _library() -> Any:

@@ -57,17 +57,15 @@ def load_corpus(source: str) -> Corpus:
         text = _tiny_shakespeare()
     elif source == "builtin":
         text = play.write()
-    else:
-        text = _read_files(source)
+    elif not (text := "".join(text_blocks(find_files(source, NAMES)))):
+        raise empty_corpus(source)
     sha256 = hashlib.sha256(text.encode("utf-8")).hexdigest()
     return Corpus(absolute_source(source), text, sha256)
 
 
 def absolute_source(source: str) -> str:
     """`data.corpus` as it is recorded: a name unchanged, a path made absolute."""
-    if source in NAMES:
-        return source
-    return os.path.abspath(os.path.expanduser(source))
+    return source if source in NAMES else os.path.abspath(os.path.expanduser(source))
 
 
 def _tiny_shakespeare() -> str:
@@ -83,10 +81,7 @@ def _tiny_shakespeare() -> str:
         with replacing(path) as file:
             file.write(content)
     except OSError as error:
-        print(
-            f"note: the download is not cached: {path} cannot be written ({error})",
-            file=sys.stderr,
-        )
+        print(f"note: download not cached: {path} cannot be written ({error})", file=sys.stderr)
     return content.decode("utf-8")
 
 
@@ -120,13 +115,6 @@ def _download() -> bytes:
     )
 
 
-def _read_files(source: str) -> str:
-    text = "".join(text_blocks(find_files(source, NAMES)))
-    if not text:
-        raise empty_corpus(source)
-    return text
-
-
 def empty_corpus(source: str) -> UserError:
     """The error for a corpus without a single character."""
     return UserError(f"data.corpus = {source!r} is empty: give a text with at least one character")
@@ -135,11 +123,7 @@ def empty_corpus(source: str) -> UserError:
 def find_files(source: str, names: Iterable[str] = ()) -> list[Path]:
     """The files of a corpus: one file, or those of a folder or glob in the order of their names.
 
-    Args:
-      names: named corpora that the error offers as alternatives.
-
-    Raises:
-      UserError: if there is no file.
+    Raises UserError, which offers the corpora `names` as alternatives, if there is no file.
     """
     path = absolute_source(source)
     if os.path.isdir(path):
@@ -159,13 +143,11 @@ def find_files(source: str, names: Iterable[str] = ()) -> list[Path]:
 def text_blocks(files: Iterable[Path], start: int = 0) -> Iterator[str]:
     """The text of some files in blocks, joined by line breaks.
 
-    Line endings stay as they are. A byte-order mark is not part of the text.
+    Line endings stay as they are. A byte-order mark is not part of the text. Raises UserError if a
+    file cannot be read or is not UTF-8.
 
     Args:
       start: position in the UTF-8 bytes of the whole text at which to start, between characters.
-
-    Raises:
-      UserError: if a file cannot be read or is not UTF-8.
     """
     for number, path in enumerate(files):
         if number:

@@ -1,5 +1,6 @@
 """Makes a prepared corpus: text files of any size -> token ids on disk, shard after shard.
 
+This is for texts larger than memory (scripts/prepare.py); tokens.py chooses what a run trains on.
 Memory does not grow with the text, which is read, encoded and written piece by piece. The text and
 its ids are the same as if corpus.py had read the files: they are joined by line breaks. After a
 kill, the preparation resumes after its last complete shard. No jax.
@@ -17,27 +18,11 @@ import numpy as np
 
 from gpt_jax.config import DataConfig
 from gpt_jax.errors import UserError
+from gpt_jax.text import shards, tokenizer_file
 from gpt_jax.text.bpe import pieces
 from gpt_jax.text.corpus import NAMES, absolute_source, empty_corpus, find_files, text_blocks
-from gpt_jax.text.shards import (
-    Index,
-    Report,
-    blocks,
-    check_shards,
-    check_tokenizer,
-    file_sha256,
-    read_index,
-    whole_index,
-    write_index,
-)
+from gpt_jax.text.shards import Index, Report, read_index, whole_index
 from gpt_jax.text.tokenizer import ENCODED_AT_ONCE, Tokenizer, token_dtype
-from gpt_jax.text.tokenizer_file import (
-    absolute_kind,
-    file_content,
-    load_tokenizer,
-    make_tokenizer,
-    save_tokenizer,
-)
 
 # BPE learns from at most this much of the training text, spread evenly over it: the library keeps
 # every distinct word in memory, and takes a minute for 100 MB.
@@ -62,7 +47,7 @@ def prepare(data: DataConfig, folder: Path, shard_tokens: int, report: Report) -
             f"{data.corpus}, or give --corpus a file, folder or glob of UTF-8 text"
         )
     files = find_files(data.corpus)
-    kind, source = absolute_kind(data.tokenizer), absolute_source(data.corpus)
+    kind, source = tokenizer_file.absolute_kind(data.tokenizer), absolute_source(data.corpus)
     settings = dataclasses.asdict(data) | {"corpus": source, "tokenizer": kind}
     sources = _describe(files, report)
     if not any(text_blocks(files)):
@@ -101,7 +86,7 @@ def _describe(files: Iterable[Path], report: Report) -> tuple[dict[str, Any], ..
     for path, size in sizes.items():
         digest = hashlib.sha256()
         with path.open("rb") as file:
-            for block in blocks(file, size):
+            for block in shards.blocks(file, size):
                 digest.update(block)
                 report("hashing", done := done + len(block), sum(sizes.values()))
         found.append({"path": str(path), "bytes": size, "sha256": digest.hexdigest()})
@@ -117,15 +102,15 @@ def _start(data: DataConfig, folder: Path, index: Index, report: Report) -> Inde
     texts = _reporting(pieces(text_blocks(_files(index))), "vocabulary", 0, total, report)
     if data.tokenizer == "bpe":
         texts = _training_part(texts, total * (1 - data.val_fraction))
-    tokenizer = make_tokenizer(data.tokenizer, texts, data.bpe_vocab_size)
+    tokenizer = tokenizer_file.make_tokenizer(data.tokenizer, texts, data.bpe_vocab_size)
     path = folder / "tokenizer.json"  # If it is the same, a killed preparation left it.
-    if path.exists() and path.read_bytes() != file_content(tokenizer):
+    if path.exists() and path.read_bytes() != tokenizer_file.file_content(tokenizer):
         raise _not_ours(path)
     folder.mkdir(parents=True, exist_ok=True)
-    save_tokenizer(tokenizer, path)
-    sha256, dtype = file_sha256(path), token_dtype(tokenizer.vocab_size).name
+    tokenizer_file.save_tokenizer(tokenizer, path)
+    sha256, dtype = shards.file_sha256(path), token_dtype(tokenizer.vocab_size).name
     index = dataclasses.replace(index, tokenizer_sha256=sha256, dtype=dtype)
-    write_index(folder / "unfinished.json", index)
+    shards.write_index(folder / "unfinished.json", index)
     return index
 
 
@@ -147,10 +132,10 @@ def _training_part(texts: Iterable[str], limit: float) -> Iterator[str]:
 
 def _finish(folder: Path, index: Index, shard_tokens: int, report: Report) -> Index:
     """Writes the missing shards and then the final index."""
-    check_tokenizer(folder, index)
-    tokenizer = load_tokenizer(folder / "tokenizer.json")
+    shards.check_tokenizer(folder, index)
+    tokenizer = tokenizer_file.load_tokenizer(folder / "tokenizer.json")
     if index.shards:
-        check_shards(folder, index, report)
+        shards.check_shards(folder, index, report)
     total = sum(source["bytes"] for source in index.sources)
     done = sum(shard["text_bytes"] for shard in index.shards)
     texts = pieces(text_blocks(_files(index), done), ENCODED_AT_ONCE)
@@ -159,10 +144,10 @@ def _finish(folder: Path, index: Index, shard_tokens: int, report: Report) -> In
         file.truncate(index.n_bytes)  # Removes a shard that a kill cut short.
         while shard := _write_shard(file, texts, tokenizer, index.id_type, shard_tokens):
             index = dataclasses.replace(index, shards=(*index.shards, shard))
-            write_index(folder / "unfinished.json", index)
+            shards.write_index(folder / "unfinished.json", index)
     _check_same(folder, index, index.asked, _describe(_files(index), report))
-    index = dataclasses.replace(index, sha256=file_sha256(folder / "tokens.bin"))
-    write_index(folder / "index.json", index)
+    index = dataclasses.replace(index, sha256=shards.file_sha256(folder / "tokens.bin"))
+    shards.write_index(folder / "index.json", index)
     (folder / "unfinished.json").unlink()
     return index
 

@@ -124,11 +124,7 @@ def load(data: DataConfig) -> Tokens:
 
 
 def check(folder: Path, report: Report) -> Index:
-    """Reads a whole prepared corpus and compares every hash.
-
-    Raises:
-      UserError: if it is unfinished or damaged; it names the first damaged shard.
-    """
+    """Reads a whole prepared corpus and compares every hash. Raises as the two functions below."""
     index = whole_index(folder)
     check_shards(folder, index, report)
     return index
@@ -137,8 +133,7 @@ def check(folder: Path, report: Report) -> Index:
 def whole_index(folder: Path) -> Index:
     """The index of a finished corpus, after checking its tokenizer and the size of tokens.bin.
 
-    Raises:
-      UserError: if it is unfinished or damaged.
+    Raises UserError if it is unfinished or damaged.
     """
     index = read_index(folder / "index.json")
     if index is None:
@@ -165,11 +160,7 @@ def check_tokenizer(folder: Path, index: Index) -> None:
 
 
 def check_shards(folder: Path, index: Index, report: Report) -> None:
-    """Compares every shard in tokens.bin with its hash.
-
-    Raises:
-      UserError: if a shard has changed; it names the first one.
-    """
+    """Compares every shard with its hash. Raises UserError for the first that has changed."""
     done = 0
     if not _size(folder / "tokens.bin"):
         raise _damaged(folder / "tokens.bin", "it is empty or missing")
@@ -204,11 +195,7 @@ def file_sha256(path: Path) -> str:
 
 
 def read_index(path: Path) -> Index | None:
-    """The index in a file, or None if there is no file.
-
-    Raises:
-      UserError: if it is damaged, has another format, or belongs to another program.
-    """
+    """The index in a file; None without a file. Raises UserError if it is damaged or not ours."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if (found := content.pop("format")) != FORMAT:

@@ -56,11 +56,8 @@ class CharTokenizer:
     def __init__(self, characters: str) -> None:
         """`characters`: the vocabulary, in any order, repeats allowed."""
         self.characters = "".join(sorted(set(characters)))
+        self.vocab_size = len(self.characters)
         self._codes = _code_points(self.characters)
-
-    @property
-    def vocab_size(self) -> int:
-        return len(self.characters)
 
     def encode(self, text: str) -> np.ndarray:
         codes = _code_points(text)
@@ -154,10 +151,7 @@ class BPETokenizer(_IdsOfBytes):
         self._library = bpe.parse(content)
         self._content = content
         self._bytes = bpe.token_bytes(self._library)
-
-    @property
-    def vocab_size(self) -> int:
-        return len(self._bytes)
+        self.vocab_size = len(self._bytes)
 
     def encode(self, text: str) -> np.ndarray:
         _utf8(text)

@@ -15,14 +15,9 @@ NAMES = ("char", "byte", "bpe")
 
 
 def make_tokenizer(kind: str, texts: Iterable[str], bpe_vocab_size: int) -> Tokenizer:
-    """The tokenizer for `data.tokenizer = kind`.
+    """The tokenizer for `data.tokenizer = kind`, made from `texts`, the parts of a text.
 
-    Args:
-      texts: parts of the text from which "char" takes its characters and "bpe" learns its merges.
-      bpe_vocab_size: maximum vocabulary size of "bpe".
-
-    Raises:
-      UserError: if there is no tokenizer at a path, or the library is missing.
+    Raises UserError if there is no tokenizer at a path, or the library is missing.
     """
     if kind == "byte":
         return ByteTokenizer()
@@ -39,11 +34,7 @@ def absolute_kind(kind: str) -> str:
 
 
 def _local_tokenizer(kind: str) -> Tokenizer:
-    """The tokenizer in a file or folder.
-
-    It is in our format (of a run or a prepared corpus) or in the library's (byte pairs, or the
-    characters of an exported run).
-    """
+    """The tokenizer in a file or folder: ours, the library's, or an exported run's characters."""
     path = Path(absolute_kind(kind))
     if not path.exists():
         raise UserError(
@@ -85,11 +76,7 @@ def file_content(tokenizer: Tokenizer) -> bytes:
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer that `save_tokenizer` wrote.
-
-    Raises:
-      UserError: if the file is missing or damaged, or this version does not know its kind.
-    """
+    """The tokenizer in a file. Raises UserError if it is missing, damaged or of unknown kind."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         kind = content["format"], content["type"]

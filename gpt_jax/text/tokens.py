@@ -11,11 +11,7 @@ from gpt_jax.text.tokenizer_file import make_tokenizer
 
 
 def new_tokens(data: DataConfig) -> Tokens:
-    """The corpus of a new run as token ids, with the tokenizer made for it.
-
-    Raises:
-      UserError: if the corpus or the tokenizer cannot be read.
-    """
+    """A new run's corpus as token ids. Raises UserError if it or its tokenizer cannot be read."""
     if shards.is_prepared(data.corpus):
         return shards.load(data)
     corpus = _load_or_play(data.corpus)
@@ -28,11 +24,7 @@ def encoded(corpus: Corpus, tokenizer: Tokenizer) -> Tokens:
 
 
 def vocabulary_size(data: DataConfig) -> int:
-    """The vocabulary size of a new run's tokenizer. Reads the corpus only if this depends on it.
-
-    Raises:
-      UserError: as `new_tokens`.
-    """
+    """A new tokenizer's vocabulary size. Reads the corpus if it must. Raises as `new_tokens`."""
     if shards.is_prepared(data.corpus):
         return shards.load(data).tokenizer.vocab_size
     learned = data.tokenizer in ("char", "bpe")

@@ -1,7 +1,7 @@
 """Training: the optimizer, the step, the loop around it, evaluation and the plan.
 
-Owns what happens in a run and in which order, its log and its pictures. No package below it may
-import it, and it knows no command line. Read state.py and step.py first (the mathematics), then
+Owns what happens in a run and in which order, its log and its pictures. No earlier package
+imports it, and it knows no command line. Read state.py and step.py first (the mathematics), then
 loop.py (the order of events). Import its modules by name: log, clock, display, pictures, stopping
 and tensorboard work without JAX.
 """

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import jax
 
@@ -25,25 +25,13 @@ SHAPE = [f.name for f in dataclasses.fields(GPTConfig) if f.name not in NOT_OF_S
 
 @dataclasses.dataclass(frozen=True)
 class Opened:
-    """What a run's folder holds, and what a run there will do.
+    """What a run's folder holds, and what a run there will do."""
 
-    Attributes:
-      config: with the choices made when the run began, if it did.
-      record: None for a new run.
-      changes: the differences from the record, all of them allowed.
-      init_from: the GPT-2 folder the run begins or began from; empty = random parameters.
-      is_finished: whether nothing is left to do.
-    """
-
-    config: Config
-    record: Record | None = None
-    changes: Sequence[dict[str, Any]] = ()
-    init_from: str = ""
-    is_finished: bool = False
-
-    def to_json(self) -> Any:
-        """All of it as JSON."""
-        return dataclasses.asdict(self) | {"config": self.config.to_dict()}
+    config: Config  # With the choices made when the run began, if it did.
+    record: Record | None = None  # None for a new run.
+    changes: Sequence[dict[str, Any]] = ()  # The differences from the record, all of them allowed.
+    init_from: str = ""  # The GPT-2 folder the run began from; empty = random parameters.
+    is_finished: bool = False  # Whether nothing is left to do.
 
 
 def open_run(
@@ -51,14 +39,14 @@ def open_run(
 ) -> Opened:
     """Reads a run's folder and checks that `config` can start or resume it; writes nothing.
 
-    Args:
-      resume_allow, init_from: see `loop.train`.
+    For the arguments see `loop.train`.
 
     Raises:
       UserError: if the configuration contradicts what is there, or a file cannot be read.
     """
     opened = _read_folder(config, workdir, resume_allow, init_from)
-    processes.check_same("what is to be trained", opened.to_json())
+    as_json = dataclasses.asdict(opened) | {"config": opened.config.to_dict()}
+    processes.check_same("what is to be trained", as_json)
     return opened
 
 
@@ -84,16 +72,15 @@ def configured(config: Config, init_from: str, record: Record | None, workdir: P
 
     Args:
       init_from: absolute folder of the weights; empty = none given.
-      record: the record of a run to resume; the folder is then not read.
+      record: of a run to resume; the folder is then not read.
 
     Raises:
       UserError: for a folder that cannot be used, for settings that contradict it, or if the run
         began from something else.
     """
     if record is None:
-        if not init_from:
-            return config
-        return _following(config, open_folder(Path(init_from)).config, init_from, init_from)
+        shape = open_folder(Path(init_from)).config if init_from else None
+        return _following(config, shape, init_from, init_from) if shape else config
     if init_from not in ("", record.init_from):
         raise UserError(
             f"{workdir} holds a run that began from {record.init_from or 'random parameters'}, not "
@@ -131,7 +118,8 @@ def first_state(run: Run, checkpoints: Checkpoints, opened: Opened) -> TrainStat
     Raises:
       UserError: if no checkpoint is intact, or the run is already past `train.steps`.
     """
-    state = restore_newest(checkpoints, run.abstract) or _new_state(run, opened.init_from)
+    restored: TrainState | None = restore_newest(checkpoints, run.abstract)
+    state = restored or _new_state(run, opened.init_from)
     step, steps = int(state.step), run.config.train.steps
     if step > steps:
         raise UserError(
@@ -140,8 +128,8 @@ def first_state(run: Run, checkpoints: Checkpoints, opened: Opened) -> TrainStat
         )
     if opened.record is not None and opened.changes:
         changes = list(opened.changes)
-        processes.on_first(record_changes)(run.workdir, opened.record, run.config, changes, step)
-    return cast(TrainState, state)
+        processes.on_first(record_changes)(run.workdir, opened.record, changes, step)
+    return state
 
 
 def _new_state(run: Run, init_from: str) -> TrainState:

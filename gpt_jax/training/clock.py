@@ -5,10 +5,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 
-def duration(seconds: float | None) -> str:
-    """Minutes and seconds, with hours in front if there are any; "?" for None."""
-    if seconds is None:
-        return "?"
+def duration(seconds: float) -> str:
+    """Minutes and seconds, with hours in front if there are any."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
@@ -26,20 +24,17 @@ class Clock:
         """`elapsed_s`: how long the run took before it was resumed; `now`: the time in seconds."""
         self._now = now
         self._start = now() - elapsed_s
-        self._step_begin = 0.0
-        self._has_compiled = False
-        self._steps = self._lap_steps = 0
-        self._steps_s = self._lap_s = 0.0
+        self._step_begin: float | None = None  # None before the first step, which compiles.
+        self._steps, self._steps_s = 0, 0.0
+        self._last_lap = self._steps, self._steps_s
         self._last_s: dict[str, float] = {}
 
     def step_done(self) -> None:
         """Call this after every step."""
         moment = self._now()
-        if self._has_compiled:
-            seconds = moment - self._step_begin
-            self._steps, self._steps_s = self._steps + 1, self._steps_s + seconds
-            self._lap_steps, self._lap_s = self._lap_steps + 1, self._lap_s + seconds
-        self._has_compiled, self._step_begin = True, moment
+        if self._step_begin is not None:
+            self._steps, self._steps_s = self._steps + 1, self._steps_s + moment - self._step_begin
+        self._step_begin = moment
 
     @contextmanager
     def pause(self) -> Iterator[None]:
@@ -49,7 +44,7 @@ class Clock:
 
     @contextmanager
     def timing(self, what: str) -> Iterator[None]:
-        """Measures other work than steps, such as "evaluating", for `seconds_left`."""
+        """Measures other work than steps, such as "evaluating", for `left`."""
         begin = self._now()
         yield
         self._last_s[what] = self._now() - begin
@@ -61,20 +56,16 @@ class Clock:
 
     def lap_steps_per_s(self) -> float | None:
         """Speed since the last call; None if there was no step since, or only the first."""
-        steps, seconds = self._lap_steps, self._lap_s
-        self._lap_steps, self._lap_s = 0, 0.0
+        steps, seconds = self._steps - self._last_lap[0], self._steps_s - self._last_lap[1]
+        self._last_lap = self._steps, self._steps_s
         return steps / seconds if seconds > 0 else None
 
     def left(self, steps: int, others: Mapping[str, int]) -> str:
-        """The time that the rest of a run takes, in words.
+        """The time that the rest of a run takes, such as "3:12"; "?" before the second step.
 
-        A step takes the mean of the steps so far. Other work takes as long as it did the last
-        time; before it was measured once, the answer is "over ..." and leaves it out.
-
-        Args:
-          others: how many times each kind of other work comes, such as {"evaluating": 3}.
-
-        Returns: such as "3:12", "over 3:12", or "?" before the second step.
+        A step takes the mean of the steps so far. `others` counts the other work to come, such as
+        {"evaluating": 3}. It takes as long as it did the last time; before it was measured once,
+        the answer leaves it out: "over 3:12".
         """
         if not self._steps:
             return "?" if steps else duration(0)

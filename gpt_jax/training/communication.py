@@ -31,13 +31,7 @@ def gather_bytes(size: float, ways: int) -> float:
 
 
 def communication(abstract: TrainState, layout: BatchLayout, config: GPTConfig) -> dict[str, float]:
-    """Bytes that each device sends in a step along each axis of the mesh.
-
-    Args:
-      abstract: from `state.abstract_state`.
-
-    Returns: bytes by the name of the axis; 0 for an axis of one device.
-    """
+    """Bytes that each device sends in a step, by axis of the mesh; 0 for an axis of one device."""
     mesh = layout.sharding.mesh.shape
     # Gradients are summed after each microbatch unless every device has all parameters.
     times = 1 if mesh["data"] == math.prod(mesh.values()) else layout.microbatches
@@ -50,13 +44,11 @@ def communication(abstract: TrainState, layout: BatchLayout, config: GPTConfig) 
 
 
 def _local_bytes(leaf: jax.ShapeDtypeStruct) -> int:
-    """Bytes of a parameter on one device."""
     assert leaf.sharding is not None
     return SIZE * math.prod(leaf.sharding.shard_shape(leaf.shape))
 
 
 def _is_sharded(leaf: jax.ShapeDtypeStruct, axis: str) -> bool:
-    """Whether a parameter is sharded along a mesh axis."""
     return any(axis in (names or ()) for names in cast(NamedSharding, leaf.sharding).spec)
 
 

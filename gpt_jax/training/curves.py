@@ -1,14 +1,13 @@
 """Numbers and words for the pictures: curves, ranges, places of labels. Draws nothing."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 Entries = Sequence[Mapping[str, Any]]
 Points = list[tuple[float, float]]
 
-NAMES = {"tinyshakespeare": "Tiny Shakespeare", "builtin": "the built-in play"}
 UNITS = {"char": "character", "byte": "byte"}
 
 
@@ -27,80 +26,55 @@ def best(entries: Entries) -> tuple[int, float] | None:
     return int(step), loss
 
 
-def validation_only(entries: Entries) -> Entries:
-    """The entries without their training losses, unless there are no others."""
-    if best(entries) is None:
-        return entries
-    return [dict(entry) | {"train/loss": None} for entry in entries]
-
-
 def averaged(found: Points, most: int) -> Points:
-    """Means of as many neighbours as leave at most about `most` points."""
-    size = -(-len(found) // max(20, most))
+    """At most `most` points, each the mean of its neighbours, at the place of the last of them."""
+    size = max(1, math.ceil(len(found) / most))
     groups = [found[i : i + size] for i in range(0, len(found), size)]
     return [(group[-1][0], sum(loss for _, loss in group) / len(group)) for group in groups]
 
 
 def loss_range(entries: Entries) -> tuple[float, float] | None:
-    """The losses to show of one run: validation, and training after a tenth of the steps."""
+    """The losses to show of one run: validation, and training after a tenth of the steps.
+
+    A spike is cut off at four times the height of three quarters of the losses.
+    """
     training = points(entries, "step", "train/loss")
-    first = training[-1][0] / 10 if training else 0
-    curves = [
-        [loss for _, loss in points(entries, "step", "val/loss")],
-        [loss for step, loss in training if step > first],
-    ]
-    curves = [sorted(losses) for losses in curves if losses]
+    late = [loss for step, loss in training if step > training[-1][0] / 10]
+    validation = [loss for _, loss in points(entries, "step", "val/loss")]
+    curves = [sorted(losses) for losses in (validation, late) if losses]
     if not curves:
         return None
-    low = min(losses[0] for losses in curves)
-    return low, max(_without_spikes(losses, low) for losses in curves)
-
-
-def _without_spikes(losses: list[float], low: float) -> float:
-    """The highest of sorted losses, but at most four times as far from `low` as three quarters."""
-    upper_quarter = losses[(3 * len(losses) - 1) // 4]
-    return min(losses[-1], low + 4 * (upper_quarter - low))
+    low = min(curve[0] for curve in curves)
+    quarters = [curve[(3 * len(curve) - 1) // 4] for curve in curves]
+    limits = [low + 4 * (quarter - low) for quarter in quarters]
+    return low, max(min(curve[-1], top) for curve, top in zip(curves, limits, strict=True))
 
 
 def common_range(runs: Sequence[Entries]) -> tuple[float, float] | None:
-    """The losses to show of several runs.
+    """The losses to show of several runs, without those that diverged.
 
-    A run that goes above twice the lowest loss, and three times the height of the best run, has
-    diverged: only its lower part is shown, as high as the best run's.
+    A run has diverged if it goes above twice the lowest loss and above three times the height of
+    the best run.
     """
     ranges = sorted(found for run in runs if (found := loss_range(run)))
     if not ranges:
         return None
     low, high = ranges[0]
     limit = max(2 * low, low + 3 * (high - low))
-    tops = [top if top <= limit else min(limit, least + high - low) for least, top in ranges]
-    return low, max(tops)
+    return low, max([high, *(top for _, top in ranges if top <= limit)])
 
 
-def spread(heights: list[float], gap: float) -> list[float]:
-    """The heights, moved as little as is needed to be `gap` apart and inside [0, 1]."""
-    order = sorted(range(len(heights)), key=lambda i: heights[i])
-    placed = [heights[i] for i in order]
-    for i in range(1, len(placed)):
-        placed[i] = max(placed[i], placed[i - 1] + gap)
-    if placed and placed[-1] > 1:
-        placed[-1] = 1.0
-        for i in range(len(placed) - 2, -1, -1):
-            placed[i] = min(placed[i], placed[i + 1] - gap)
-    return [y for _, y in sorted(zip(order, placed, strict=True))]
-
-
-def shortened(text: str, width: int) -> str:
-    """The text, with its middle left out if it is longer than `width`."""
-    if len(text) <= width:
-        return text
-    half = (width - 3) // 2
-    return f"{text[:half]}...{text[-half:]}"
-
-
-def text_name(corpus: str) -> str:
-    """A corpus in the caption: its title, or the last part of its path."""
-    return shortened(NAMES.get(corpus, Path(corpus).name), 30)
+def spread(heights: Sequence[float], gap: float) -> list[float]:
+    """The heights, moved as little as is needed to be `gap` apart and at most 1."""
+    placed = list(heights)
+    order = sorted(range(len(placed)), key=placed.__getitem__)
+    for below, i in itertools.pairwise(order):
+        placed[i] = max(placed[i], placed[below] + gap)
+    top = 1.0
+    for i in reversed(order):
+        placed[i] = min(placed[i], top)
+        top = placed[i] - gap
+    return placed
 
 
 def unit(tokenizer: str) -> str:

@@ -1,21 +1,21 @@
-"""What a run shows on standard output: facts, a table of its losses, a bar on a terminal."""
+"""What a run shows on standard output: facts, a table of its losses, a bar on a terminal.
+
+monitor.py calls this module; the time left comes from clock.py.
+"""
 
 import contextlib
 import os
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task
-from rich.table import Column
-from rich.text import Text
+from rich.progress import BarColumn, Progress, TextColumn
 
 LABEL_WIDTH = 10
-MIN_TEXT_WIDTH = 20  # Even in a terminal of a few columns.
-HEADINGS = ("training loss", "validation loss", "tokens/s", "elapsed", "left")
-WIDTHS = (13, 15, 9, 8, 10)  # With the steps, two spaces between columns: under 80 characters.
+HEADINGS = ("step", "training loss", "validation loss", "tokens/s", "elapsed", "left")
+WIDTHS = (9, 13, 15, 9, 8, 10)  # With two spaces between columns: under 80 characters.
 
 
 class RunConsole(Console):
@@ -42,72 +42,49 @@ def facts(rows: Iterable[tuple[str, str]], width: int, label_width: int = LABEL_
 
     Long texts wrap between words. A label that does not fit has a line of its own.
     """
-    lines, room = [], max(MIN_TEXT_WIDTH, width - label_width)
+    lines, indent = [], " " * label_width
+    wrapper = textwrap.TextWrapper(max(width, label_width + 20), subsequent_indent=indent)
+    wrapper.break_long_words = wrapper.break_on_hyphens = False
     for label, text in rows:
-        wrapped = textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False)
+        wrapper.initial_indent = label.ljust(label_width)
         if len(label) > label_width - 2:
             lines.append(label)
-            label = ""
-        for first, line in zip([label] + [""] * len(wrapped), wrapped, strict=False):
-            lines.append(f"{first:<{label_width}}{line}")
+            wrapper.initial_indent = indent
+        lines += wrapper.wrap(text)
     return "\n".join(lines)
 
 
+def shortened(text: str, width: int) -> str:
+    """The text, with its middle left out if it is longer than `width` (at least 19)."""
+    width = max(19, width)
+    half = (width - 3) // 2
+    return text if len(text) <= width else f"{text[:half]}...{text[-half:]}"
+
+
 def short_path(path: str | Path, width: int) -> str:
-    """A path in at most `width` characters: relative below the current folder, else cut left."""
-    text, width = str(path), max(MIN_TEXT_WIDTH, width)
-    with contextlib.suppress(ValueError, OSError):
-        text = str(Path(path).relative_to(Path.cwd())) if Path(path).is_absolute() else text
-    return text if len(text) <= width else "..." + text[-(width - 3) :]
+    """A path in at most `width` characters: relative below the current folder."""
+    if Path(path).is_absolute():
+        with contextlib.suppress(ValueError, OSError):
+            path = Path(path).relative_to(Path.cwd())
+    return shortened(str(path), width)
 
 
-class LossTable:
-    """A table that is printed line by line; its headings come with the first line."""
-
-    def __init__(self, last_step: int) -> None:
-        self._widths = (max(4, len(f"{last_step:,}")), *WIDTHS)
-        self._begun = False
-
-    def line(self, cells: Sequence[str]) -> str:
-        """The next line: step, then the values under `HEADINGS`."""
-        rows = [cells] if self._begun else [("step", *HEADINGS), cells]
-        self._begun = True
-        return "\n".join(
-            "  ".join(f"{cell:>{width}}" for cell, width in zip(row, self._widths, strict=True))
-            for row in rows
-        )
+def table_line(cells: Sequence[str]) -> str:
+    """A line of the table of losses: the values under `HEADINGS`."""
+    return "  ".join(f"{cell:>{width}}" for cell, width in zip(cells, WIDTHS, strict=True))
 
 
-class _Status(ProgressColumn):
-    """The text beside the bar, made anew whenever the bar is drawn."""
+def make_bar(console: Console) -> Progress:
+    """A bar and a text on one line of a terminal, drawn four times a second; nothing elsewhere.
 
-    def __init__(self, status: Callable[[], str]) -> None:
-        super().__init__(Column(no_wrap=True))
-        self._status = status
-
-    def render(self, task: Task) -> Text:
-        return Text(self._status())
-
-
-def make_bar(console: Console, status: Callable[[], str]) -> Progress:
-    """A bar and a status on one line of a terminal, drawn four times a second; nothing elsewhere.
-
-    The bar takes the columns that the status leaves, and vanishes at the end.
+    The bar takes the columns that the text leaves, and vanishes at the end.
     """
     return Progress(
         BarColumn(bar_width=None),
-        _Status(status),
+        TextColumn("{task.description}", markup=False),
         console=console,
         disable=not console.is_terminal,
         expand=True,
         refresh_per_second=4,
         transient=True,
     )
-
-
-def fitted(parts: Sequence[str], width: int) -> str:
-    """The parts side by side; where they are too wide, as many of the first as fit."""
-    kept = [part for part in parts if part]
-    while len(kept) > 1 and len("  ".join(kept)) > width:
-        kept.pop()
-    return "  ".join(kept)

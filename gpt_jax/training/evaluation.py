@@ -1,4 +1,7 @@
-"""Evaluating a checkpoint of a finished or running run on the validation text."""
+"""Evaluates a checkpoint of a finished or running run on the validation text.
+
+This serves scripts/evaluate.py. While a run trains, loop.py calls Run.evaluate (run.py) instead.
+"""
 
 import dataclasses
 import math
@@ -17,26 +20,19 @@ from gpt_jax.training.run import Run, prepare
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Losses of one checkpoint, over all disjoint windows of the validation text.
+    """Losses of one checkpoint, over all disjoint windows of the validation text."""
 
-    Attributes:
-      step: finished updates.
-      corpus: where the text was found.
-      tokens: the number of predicted tokens.
-      loss: validation loss, the mean in nats per token; perplexity is exp(loss).
-      tutorial_estimate: the tutorial's estimate of the loss, from its own windows: comparable only
-        with the tutorial's. None if tokens are not characters.
-      source_loss: the loss of the built-in play's own grammar, in nats per character; no model can
-        expect less. None for another corpus.
-    """
-
-    step: int
-    corpus: str
-    tokens: int
-    loss: float
+    step: int  # Finished updates.
+    corpus: str  # Where the text was found.
+    tokens: int  # The number of predicted tokens.
+    loss: float  # Validation loss, the mean in nats per token.
     bits_per_byte: float
-    perplexity: float
+    perplexity: float  # exp(loss).
+    # The loss from the tutorial's own windows: comparable only with the tutorial's. None if tokens
+    # are not characters.
     tutorial_estimate: float | None
+    # The loss of the built-in play's own grammar, in nats per character; no model can expect less.
+    # None for another corpus.
     source_loss: float | None
 
 

@@ -11,10 +11,10 @@ from gpt_jax.devices import processes
 from gpt_jax.files import replacing
 from gpt_jax.model import unrolled
 from gpt_jax.sampling import encode_prompt, known_prompt, stream
-from gpt_jax.training import curves, pictures
 from gpt_jax.training.display import short_path
 from gpt_jax.training.log import read_metrics
 from gpt_jax.training.monitor import Monitor
+from gpt_jax.training.pictures import draw_loss_curve
 from gpt_jax.training.run import Run
 from gpt_jax.training.state import TrainState
 from gpt_jax.training.stopping import Stopper
@@ -50,25 +50,16 @@ def finish(run: Run, state: TrainState, monitor: Monitor, stopper: Stopper) -> N
 
 @processes.on_first
 def _draw_curve(run: Run) -> None:
-    pictures.draw_loss_curve(
-        read_metrics(run.workdir / "metrics.jsonl"),
-        run.config.model.vocab_size,
-        run.workdir / "loss.png",
-        run.source_loss(),
-        name=run.workdir.name,
-        text=run.config.data.corpus,
-        unit=curves.unit(run.config.data.tokenizer),
-    )
+    entries, picture = read_metrics(run.workdir / "metrics.jsonl"), run.workdir / "loss.png"
+    draw_loss_curve(entries, run.config, picture, run.workdir.name, run.source_loss())
 
 
 @processes.on_first
 def _print_loss(run: Run, monitor: Monitor, estimate: float | None) -> None:
     loss = read_metrics(run.workdir / "metrics.jsonl")[-1]["val/loss"]
     loss = math.nan if loss is None else loss  # JSON has no NaN.
-    result = (
-        f"validation loss {loss:.4f} nats per token, {run.bits_per_byte(loss):.4f} bits per byte"
-    )
-    rows = [("result", result)]
+    bits = f"{run.bits_per_byte(loss):.4f} bits per byte"
+    rows = [("result", f"validation loss {loss:.4f} nats per token, {bits}")]
     if estimate is not None:
         rows.append(("", f"tutorial_estimate {estimate:.4f}, comparable only with the tutorial's"))
     rows.append(("curve", short_path(run.workdir / "loss.png", 60)))

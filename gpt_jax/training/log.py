@@ -45,22 +45,16 @@ def json_line(entry: Entry) -> str:
 
 
 class MetricsLog:
-    """The log of a run that is training.
-
-    Attributes:
-      last: the last entry; {"step": 0} for an empty log.
-    """
+    """The log of a run that is training."""
 
     def __init__(self, path: Path, step: int, writes: bool) -> None:
         """Opens the log of a run that is at `step`, and drops the entries of later steps.
 
         A run that stopped after its last checkpoint repeats those steps, so it logs them again.
-
-        Args:
-          writes: whether this process writes the file.
+        `writes`: whether this process writes the file.
         """
         self._path, self._writes = path, writes
-        self.last: Entry = {"step": 0}
+        self.last: Entry = {"step": 0}  # The last entry; this one for an empty log.
         self.replace([entry for entry in read_metrics(path) if entry["step"] <= step])
 
     def replace(self, entries: list[Entry]) -> None:

@@ -8,13 +8,11 @@ stopping.py says how a run ends early.
 
 import dataclasses
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import NamedTuple, Self
 
 import jax
 
-from gpt_jax.config import Config, TrainConfig
+from gpt_jax.config import Config
 from gpt_jax.devices import processes, start_devices
 from gpt_jax.errors import UserError
 from gpt_jax.runs.checkpoints import Checkpoints
@@ -27,7 +25,7 @@ from gpt_jax.training.state import TrainState
 from gpt_jax.training.step import Metrics
 from gpt_jax.training.stopping import ALREADY_FINISHED, FINISHED, Stop, Stopped, Stopper
 from gpt_jax.training.summary import introduce
-from gpt_jax.training.tensorboard import Listener, check_installed, event_files
+from gpt_jax.training.tensorboard import check_installed, event_files
 
 
 def train(
@@ -43,8 +41,8 @@ def train(
     Args:
       tensorboard: also writes TensorBoard's event files.
       resume_allow: settings that may differ from those the run began with, see `check_same_run`.
-      stopper: can ask the run to stop early, see stopping.py.
-      init_from: absolute folder of GPT-2's weights that a new run begins from, see beginning.py.
+      stopper: can ask the run to stop early.
+      init_from: absolute folder of GPT-2's weights that a new run begins from.
 
     Returns: why training ended. The state at that moment is saved.
 
@@ -62,31 +60,15 @@ def train(
     with Checkpoints.for_training(workdir / "checkpoints") as checkpoints, ending_together():
         state = first_state(run, checkpoints, opened)
         step, c = int(state.step), run.config.train
-        with _listener(workdir, step, tensorboard) as listener:
+        with event_files(workdir, step, tensorboard and processes.is_first()) as listener:
             monitor = Monitor(workdir, step, c, run.tokens_per_step, listener=listener)
             introduce(run, state, monitor)
             return Loop(run, checkpoints, monitor, stopper or Stopper()).finish_run(state)
 
 
-def _listener(workdir: Path, step: int, tensorboard: bool) -> AbstractContextManager[Listener]:
-    writes = tensorboard and processes.is_first()
-    return event_files(workdir, step) if writes else nullcontext(lambda entry: None)
-
-
-class Due(NamedTuple):
-    """What happens after a step."""
-
-    evaluation: bool
-    log: bool
-    checkpoint: bool
-
-    @classmethod
-    def after(cls, step: int, c: TrainConfig) -> Self:
-        """An evaluation always writes a line of the log; the last step does everything."""
-        is_last = step == c.steps
-        evaluation = is_last or step % c.eval_every == 0
-        log = evaluation or step % c.log_every == 0
-        return cls(evaluation, log, is_last or step % c.checkpoint_every == 0)
+def _is_due(step: int, every: int, last: int) -> bool:
+    """Whether what happens every `every` steps, and at the last, happens after `step`."""
+    return step % every == 0 or step == last
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +86,7 @@ class Loop:
     def finish_run(self, state: TrainState) -> Stop:
         """Does all that is left of the run: its steps, then its curve and a sample."""
         try:
-            with self.monitor.bar():
+            with self.monitor.bar:
                 # Given weights are evaluated before the first step, and so is a run of no steps.
                 is_new = not self.checkpoints.all()
                 if is_new and (self.run.init_from or not self.run.config.train.steps):
@@ -128,9 +110,8 @@ class Loop:
 
     def evaluate_if_missing(self, state: TrainState) -> None:
         """Evaluates the state that a run resumes from, if the run stopped before that was done."""
-        step = int(state.step)
-        is_due = Due.after(step, self.run.config.train).evaluation
-        if is_due and self.monitor.lacks_evaluation(step):
+        step, c = int(state.step), self.run.config.train
+        if _is_due(step, c.eval_every, c.steps) and self.monitor.lacks_evaluation(step):
             val_loss = self.evaluate(state)
             self.monitor.add_evaluation(step, val_loss)
             self.checkpoints.add_loss(step, val_loss)
@@ -144,21 +125,25 @@ class Loop:
 
     def after_step(self, step: int, state: TrainState, metrics: Metrics) -> None:
         """Does what is due after `step` updates. A run that is asked to stop saves first."""
-        due = Due.after(step, self.run.config.train)
-        waits = self.run.device.platform == "cpu" or due.log or due.checkpoint
+        c = self.run.config.train
+        evaluates = _is_due(step, c.eval_every, c.steps)
+        logs = evaluates or step % c.log_every == 0
+        saves = _is_due(step, c.checkpoint_every, c.steps)
+        waits = self.run.device.platform == "cpu" or logs or saves
         if waits:
             _wait(metrics)
             self.check_finite(step, state)
         self.monitor.step_done(step)
         with self.monitor.pause():
-            val_loss = self.evaluate_unless_stopped(state) if due.evaluation else None
-            if due.log:
+            val_loss = self.evaluate_unless_stopped(state) if evaluates else None
+            if logs:
                 self.monitor.record(step, metrics, val_loss)
             # Several processes agree by a message, which must not hold up an accelerator.
             stop = self.stopper.poll() if waits or not processes.several() else None
-            if due.checkpoint or stop:
-                self.save(step, state, val_loss)
-        if stop or step == self.run.config.train.steps:
+            if saves or stop:
+                with self.monitor.doing("saving"):
+                    self.checkpoints.save(step, state, val_loss)
+        if stop or step == c.steps:
             self.checkpoints.confirm(step)
         if stop:
             raise Stopped(stop)
@@ -174,11 +159,6 @@ class Loop:
             return self.evaluate(state)
         except Stopped:
             return None
-
-    def save(self, step: int, state: TrainState, val_loss: float | None) -> None:
-        """Starts to save a checkpoint."""
-        with self.monitor.doing("saving"):
-            self.checkpoints.save(step, state, val_loss)
 
     def check_finite(self, step: int, state: TrainState) -> None:
         """Ends a run that no longer trains. Single steps that are not finite are only skipped.

@@ -36,9 +36,6 @@ SHUTDOWN_S = 30
 def joined(cluster: Cluster, config: Config, workdir: Path) -> Iterator[None]:
     """Meets the other processes, starts the devices of all, and locks the run's folder for them.
 
-    Args:
-      config: the run's. If the run resumes, the record gives the number of devices.
-
     Raises:
       UserError: if the other processes are not known or differ, or the folder is in use.
     """
@@ -160,11 +157,7 @@ def _silent_unless_first() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _one_writer(workdir: Path) -> Iterator[None]:
-    """Process 0 holds the lock for all.
-
-    Raises:
-      UserError: as `one_writer`, and if the processes do not see the same folder.
-    """
+    """Process 0 holds the lock for all. Raises UserError if they do not see the same folder."""
     with contextlib.ExitStack() as stack:
         on_first(stack.enter_context)(one_writer(workdir))
         check_same(f"{workdir} (it must be on a file system that they share)", _lock_text(workdir))

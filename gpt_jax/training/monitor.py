@@ -15,15 +15,7 @@ from rich.console import Console
 from gpt_jax.config import TrainConfig
 from gpt_jax.devices import processes
 from gpt_jax.training.clock import Clock, duration
-from gpt_jax.training.display import (
-    LABEL_WIDTH,
-    LossTable,
-    RunConsole,
-    facts,
-    fitted,
-    make_bar,
-    show,
-)
+from gpt_jax.training.display import HEADINGS, RunConsole, facts, make_bar, show, table_line
 from gpt_jax.training.log import MetricsLog
 
 SILENCE_SECONDS = 30.0  # Without a terminal: at least one line in this time.
@@ -36,7 +28,7 @@ def still_due(step: int, every: int, last: int) -> int:
 
 
 class Monitor:
-    """Writes a run's log and shows its progress."""
+    """Writes a run's log and shows its progress, with a bar inside `with monitor.bar`."""
 
     def __init__(
         self,
@@ -48,64 +40,47 @@ class Monitor:
         now: Callable[[], float] = time.perf_counter,
         listener: Callable[[Mapping[str, Any]], None] = lambda entry: None,
     ) -> None:
-        """Continues the log in `workdir` after `step`.
-
-        Args:
-          listener: gets every entry of the log, too.
-        """
+        """Continues the log in `workdir` after `step`; `listener` gets every entry, too."""
         self._log = MetricsLog(workdir / "metrics.jsonl", step, processes.is_first())
         self._clock = Clock(self._log.last.get("elapsed_s", 0.0), now)
         self._config, self._tokens_per_step, self._listener = config, tokens_per_step, listener
         self._step, self._doing = step, "compiling"
         self._loss = self._speed = ""
+        self._last_line_s = -math.inf
         self._console = console or RunConsole()
-        self._bar = make_bar(self._console, self._status)
-        self._task = self._bar.add_task("", total=config.steps, completed=step)
-        self._table = LossTable(config.steps)
-        self._last_line_s, self._widest = -math.inf, 0
-        self.pause = self._clock.pause
-
-    @property
-    def width(self) -> int:
-        """Columns of standard output; 80 where it is no terminal."""
-        return self._console.width
-
-    @contextmanager
-    def bar(self) -> Iterator[None]:
-        """Shows the bar during this block."""
-        with self._bar:
-            yield
+        self.bar, self.pause = make_bar(self._console), self._clock.pause
+        self._task = self.bar.add_task(self._status(), total=config.steps, completed=step)
 
     @contextmanager
     def doing(self, what: str) -> Iterator[None]:
         """Shows what the run does in this block, such as "evaluating", and measures it."""
         before, self._doing = self._doing, what
+        self._update_bar()
         try:
             with self._clock.timing(what):
                 yield
         finally:
             self._doing = before
+            self._update_bar()
 
     def step_done(self, step: int) -> None:
         """Call this after every step; `step` counts them all."""
         self._clock.step_done()
         self._step, self._doing = step, "training"
-        self._bar.update(self._task, completed=step)
+        self._update_bar()
 
     def say(self, text: str) -> None:
         """Prints text as it is."""
         show(self._console, text)
 
-    def say_facts(self, rows: Iterable[tuple[str, str]], label_width: int = LABEL_WIDTH) -> None:
+    def say_facts(self, rows: Iterable[tuple[str, str]]) -> None:
         """Prints labels and their texts in two columns."""
-        self.say(facts(rows, self._console.width, label_width))
+        self.say(facts(rows, self._console.width))
 
     def record(self, step: int, metrics: Mapping[str, Any], val_loss: float | None) -> None:
         """Writes a line of the log and shows it.
 
-        Args:
-          metrics: of the training step, see step.py.
-          val_loss: validation loss in nats per token; None if the run did not evaluate.
+        `metrics` come from step.py. `val_loss`: in nats per token; None without an evaluation.
         """
         speed = self._clock.lap_steps_per_s()
         entry = {
@@ -144,49 +119,48 @@ class Monitor:
         self._listener(self._log.extend_last(**{"val/loss": val_loss}))
 
     def _left(self) -> str:
+        """The time left, in words."""
         c, step = self._config, self._step
-        return self._clock.left(
-            c.steps - step,
-            {
-                "evaluating": still_due(step, c.eval_every, c.steps),
-                "saving": still_due(step, c.checkpoint_every, c.steps),
-            },
-        )
+        evaluations = still_due(step, c.eval_every, c.steps)
+        saves = still_due(step, c.checkpoint_every, c.steps)
+        return self._clock.left(c.steps - step, {"evaluating": evaluations, "saving": saves})
 
     def _status(self) -> str:
         """The text beside the bar."""
-        trains = self._doing == "training"
-        has_steps_left = self._doing != "compiling" and self._step < self._config.steps
-        parts = [
-            f"step {self._step:,}/{self._config.steps:,}",
-            self._loss if trains else self._doing,
-            f"{self._left()} left" if has_steps_left else "",
-            self._speed if trains else "",
-        ]
-        room = self._console.width - 6  # The bar has at least 5 columns.
-        status = fitted(parts, room)
-        self._widest = max(self._widest, len(status))  # The bar shall not change its length.
-        return status.ljust(min(self._widest, room))
+        parts = [f"step {self._step:,}/{self._config.steps:,}"]
+        parts.append(self._loss if self._doing == "training" else self._doing)
+        if self._doing != "compiling" and self._step < self._config.steps:
+            parts.append(f"{self._left()} left")
+        if self._doing == "training":
+            parts.append(self._speed)
+        return "  ".join(filter(None, parts))
+
+    def _update_bar(self) -> None:
+        self.bar.update(self._task, completed=self._step, description=self._status())
 
     def _show(self, entry: Mapping[str, Any]) -> None:
-        """Updates the status; prints evaluations and, without a bar, a line after a silence."""
-        speed, has_step = entry["tokens_per_s"], not math.isnan(entry["lr"])
-        self._loss = f"loss {entry['train/loss']:.4f}" if has_step else ""
-        self._speed = f"{speed:,} tokens/s" if speed else self._speed
+        """Updates the bar; prints evaluations and, without a bar, a line after a silence."""
+        if not math.isnan(entry["lr"]):
+            self._loss = f"loss {entry['train/loss']:.4f}"
+        if entry["tokens_per_s"]:
+            self._speed = f"{entry['tokens_per_s']:,} tokens/s"
+        self._update_bar()
         silence_s = entry["elapsed_s"] - self._last_line_s
         is_silent = silence_s > SILENCE_SECONDS and not self._console.is_terminal
         if "val/loss" in entry or is_silent:
-            self.say(self._table.line(self._cells(entry)))
+            if self._last_line_s == -math.inf:
+                self.say(table_line(HEADINGS))
+            self.say(table_line(self._cells(entry)))
             self._last_line_s = entry["elapsed_s"]
 
     def _cells(self, entry: Mapping[str, Any]) -> list[str]:
         """A line of the table of losses."""
-        train, val = entry["train/loss"], entry.get("val/loss")
+        val, speed = entry.get("val/loss"), entry["tokens_per_s"]
         return [
             f"{entry['step']:,}",
-            "-" if math.isnan(entry["lr"]) else f"{train:.4f}",
+            "-" if math.isnan(entry["lr"]) else f"{entry['train/loss']:.4f}",
             "-" if val is None else f"{val:.4f}",
-            f"{entry['tokens_per_s']:,}" if entry["tokens_per_s"] else "-",
+            f"{speed:,}" if speed else "-",
             duration(entry["elapsed_s"]),
             self._left(),
         ]

@@ -28,41 +28,28 @@ from gpt_jax.training.step import jit_train_step
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The figures of a run.
+    """The figures of a run."""
 
-    Attributes:
-      config: resolved, except for the corpus.
-      mesh: devices along each axis.
-      at_hand: whether this machine has these devices.
-      microbatches: how many times a step runs the model.
-      parameters: how many numbers the model has.
-      parameter_bytes, optimizer_bytes, average_bytes: of arrays that live as long as the run, over
-        all devices that share them.
-      state_bytes: the whole state on each device.
-      step_bytes: activations and gradients on each device during a step. With the devices at hand,
-        XLA's upper bound; else a lower bound, see `activation_bytes`.
-      tokens: per update.
-      flops: per update, by the formula in `flops_per_token`.
-      counted_flops: per update, by XLA: its count for the program of one device, times microbatches
-        and devices, because it counts a loop's body once. 0 = unknown: the devices are not at hand,
-        or the blocks are scanned, which is another loop.
-      sent: bytes that each device sends in a step along each axis, see communication.py.
-    """
-
-    config: Config
-    mesh: dict[str, int]
-    at_hand: bool
-    microbatches: int
-    parameters: int
+    config: Config  # Resolved, except for the corpus.
+    mesh: dict[str, int]  # Devices along each axis.
+    at_hand: bool  # Whether this machine has these devices.
+    microbatches: int  # How many times a step runs the model.
+    parameters: int  # How many numbers the model has.
+    # Bytes of arrays that live as long as the run, over all devices that share them.
     parameter_bytes: int
     optimizer_bytes: int
     average_bytes: int
-    state_bytes: int
+    state_bytes: int  # The whole state on each device.
+    # Activations and gradients on each device during a step. With the devices at hand, XLA's upper
+    # bound; else a lower bound, see `activation_bytes`.
     step_bytes: int
-    tokens: int
-    flops: float
+    tokens: int  # Per update.
+    flops: float  # Per update, by the formula in `flops_per_token`.
+    # Per update, by XLA: its count for the program of one device, times microbatches and devices,
+    # because it counts a loop's body once. 0 = unknown: the devices are not at hand, or the blocks
+    # are scanned, which is another loop.
     counted_flops: float
-    sent: dict[str, float]
+    sent: dict[str, float]  # Bytes that each device sends in a step along each axis.
 
     @property
     def devices(self) -> int:
@@ -98,7 +85,11 @@ def _plan_at_hand(config: Config, mesh: Mesh) -> Plan:
     layout = make_batch_layout(config, mesh)
     config = resolve(config, config.data.corpus, model_vocabulary_size(config), layout)
     abstract = abstract_state(config, mesh)
-    compiled = _compiled_step(config, abstract, layout)
+    shape = (layout.microbatches, layout.rows, config.model.block_size + 1)
+    batch_AMW = jax.ShapeDtypeStruct(shape, "int32", sharding=layout.sharding)
+    # Any: the declared type is a plain function, without `lower`.
+    step: Any = jit_train_step(config, abstract, layout)
+    compiled = step.lower(abstract, batch_AMW).compile()
     counted = 0 if config.model.scan_layers else compiled.cost_analysis()["flops"]
     return dataclasses.replace(
         _plan(config, layout, abstract),
@@ -111,9 +102,9 @@ def _plan_at_hand(config: Config, mesh: Mesh) -> Plan:
 def _plan(config: Config, layout: BatchLayout, abstract: TrainState) -> Plan:
     """The plan from shapes alone."""
     tokens = config.train.batch_size * config.model.block_size
-    parameters = count_parameters(abstract.params)
-    mesh = layout.sharding.mesh.shape
+    parameters, mesh = count_parameters(abstract.params), layout.sharding.mesh.shape
     gradients = _bytes_on_device(abstract.params) * (2 if layout.microbatches > 1 else 1)
+    activations = activation_bytes(config.model, layout.rows_per_device, mesh["tensor"])
     return Plan(
         config=config,
         mesh=dict(mesh),
@@ -124,22 +115,12 @@ def _plan(config: Config, layout: BatchLayout, abstract: TrainState) -> Plan:
         optimizer_bytes=_bytes(abstract.opt_state),
         average_bytes=_bytes(abstract.average),
         state_bytes=_bytes_on_device(abstract),
-        step_bytes=gradients
-        + activation_bytes(config.model, layout.rows_per_device, mesh["tensor"]),
+        step_bytes=gradients + activations,
         tokens=tokens,
         flops=tokens * flops_per_token(config.model, parameters),
         counted_flops=0,
         sent=communication(abstract, layout, config.model),
     )
-
-
-def _compiled_step(config: Config, abstract: TrainState, layout: BatchLayout) -> Any:
-    """The step's program as training compiles it, made from shapes alone."""
-    shape = (layout.microbatches, layout.rows, config.model.block_size + 1)
-    batch_AMW = jax.ShapeDtypeStruct(shape, "int32", sharding=layout.sharding)
-    # Any: the declared type is a plain function, without `lower`.
-    step: Any = jit_train_step(config, abstract, layout)
-    return step.lower(abstract, batch_AMW).compile()
 
 
 def activation_bytes(config: GPTConfig, rows: int, tensor: int = 1) -> int:
@@ -188,7 +169,7 @@ def count_parameters(params: Any) -> int:
 
 
 def _bytes(tree: Any) -> int:
-    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def _bytes_on_device(tree: Any) -> int:

@@ -21,43 +21,26 @@ from gpt_jax.text import (
     new_tokens,
     play,
     vocabulary_size,
-)
-from gpt_jax.text.windows import (
-    all_windows,
-    batch_offsets,
-    evaluation_windows,
-    release,
-    split,
-    tutorial_windows,
+    windows,
 )
 from gpt_jax.training.state import TrainState, abstract_state
-from gpt_jax.training.step import jit_eval_step, jit_train_step, mean_loss
+from gpt_jax.training.step import EvalStep, TrainStep, jit_eval_step, jit_train_step, mean_loss
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run ready to train.
+    """A run ready to train."""
 
-    Attributes:
-      config: resolved: no choice is left to the program.
-      train_tokens, val_tokens: ids of the training text (the beginning) and the validation text
-        (the end).
-      layout: how a batch lies on the devices.
-      abstract: shapes, dtypes and shardings of the state.
-      init_from: the GPT-2 folder the run began from; empty = random parameters.
-      train_step, eval_step: jitted, see step.py.
-    """
-
-    config: Config
+    config: Config  # Resolved: no choice is left to the program.
     workdir: Path
     tokenizer: Tokenizer
-    train_tokens: np.ndarray
-    val_tokens: np.ndarray
-    layout: BatchLayout
-    abstract: TrainState
-    init_from: str
-    train_step: Callable[[TrainState, jax.Array], tuple[TrainState, dict[str, jax.Array]]]
-    eval_step: Callable[[Any, jax.Array], jax.Array]
+    train_tokens: np.ndarray  # Ids of the training text: the beginning of the corpus.
+    val_tokens: np.ndarray  # Ids of the validation text: its end.
+    layout: BatchLayout  # How a batch lies on the devices.
+    abstract: TrainState  # Shapes, dtypes and shardings of the state.
+    init_from: str  # The GPT-2 folder the run began from; empty = random parameters.
+    train_step: TrainStep  # Jitted, as `eval_step`.
+    eval_step: EvalStep
 
     @property
     def device(self) -> jax.Device:
@@ -71,14 +54,15 @@ class Run:
 
     def batch_offsets(self, step: int) -> np.ndarray:
         """Where the windows of the batch after `step` updates begin, shape (B,)."""
-        c, n_tokens = self.config, len(self.train_tokens)
-        return batch_offsets(n_tokens, c.model.block_size, c.train.batch_size, c.train.seed, step)
+        n_tokens, block_size = len(self.train_tokens), self.config.model.block_size
+        c = self.config.train
+        return windows.batch_offsets(n_tokens, block_size, c.batch_size, c.seed, step)
 
     def batch(self, step: int) -> jax.Array:
         """The batch after `step` updates, on the devices: shape (A, M, W)."""
-        windows_NW = all_windows(self.train_tokens, self.config.model.block_size)
+        windows_NW = windows.all_windows(self.train_tokens, self.config.model.block_size)
         batch_AMW = self.layout.place(windows_NW, self.batch_offsets(step))
-        release(self.train_tokens)
+        windows.release(self.train_tokens)
         return batch_AMW
 
     def evaluate(self, params: Any, poll: Callable[[], None] = lambda: None) -> float:
@@ -86,7 +70,8 @@ class Run:
 
         `poll` is called before every batch and may raise.
         """
-        return self._mean_loss(evaluation_windows, params, poll)
+        windows_NW = windows.evaluation_windows(self.val_tokens, self.config.model.block_size)
+        return mean_loss(self.eval_step, params, windows_NW, self.layout, poll)
 
     def tutorial_estimate(self, params: Any) -> float | None:
         """The tutorial's estimate of the validation loss, in nats per character.
@@ -96,16 +81,8 @@ class Run:
         """
         if not isinstance(self.tokenizer, CharTokenizer):
             return None
-        return self._mean_loss(tutorial_windows, params)
-
-    def _mean_loss(
-        self,
-        cut: Callable[[np.ndarray, int], np.ndarray],
-        params: Any,
-        poll: Callable[[], None] = lambda: None,
-    ) -> float:
-        windows_NW = cut(self.val_tokens, self.config.model.block_size)
-        return mean_loss(self.eval_step, params, windows_NW, self.layout, poll)
+        windows_NW = windows.tutorial_windows(self.val_tokens, self.config.model.block_size)
+        return mean_loss(self.eval_step, params, windows_NW, self.layout)
 
     def bits_per_byte(self, loss: float) -> float:
         """Converts a validation loss in nats per token to bits per byte of the text in UTF-8."""
@@ -113,13 +90,9 @@ class Run:
         return float(loss / np.log(2) * len(self.val_tokens) / n_bytes)
 
     def source_loss(self) -> float | None:
-        """The loss of the play's own grammar on the validation text, in nats per character.
-
-        None for another corpus.
-        """
-        if self.config.data.corpus != "builtin":
-            return None
-        return play.source_loss(len(self.train_tokens))
+        """Nats per character of the play's own grammar on the validation text; None for others."""
+        is_play = self.config.data.corpus == "builtin"
+        return play.source_loss(len(self.train_tokens)) if is_play else None
 
 
 def prepare(
@@ -133,8 +106,8 @@ def prepare(
 
     Args:
       workdir: the run's folder, absolute.
-      record: the record of a run to resume; None for a new run.
-      devices: the devices of the mesh, see `start_devices`.
+      record: of a run to resume; None for a new run.
+      devices: from `start_devices`.
       init_from: the GPT-2 folder that a new run begins from; empty = random parameters.
 
     Raises:
@@ -143,7 +116,7 @@ def prepare(
     mesh = make_mesh(config.mesh, devices)
     layout = make_batch_layout(config, mesh)
     tokens = _load_tokens(config, workdir, record)
-    train_tokens, val_tokens = split(tokens.ids, config.data.val_fraction, config.model.block_size)
+    parts = windows.split(tokens.ids, config.data.val_fraction, config.model.block_size)
     resolved = resolve(config, tokens.source, tokens.tokenizer.vocab_size, layout)
     found = [tokens.sha256, tokens.tokenizer.to_dict(), resolved.model.matmul_dtype]
     processes.check_same("the text, or what the hardware has (model.matmul_dtype),", found)
@@ -156,8 +129,8 @@ def prepare(
         config=resolved,
         workdir=workdir,
         tokenizer=tokens.tokenizer,
-        train_tokens=train_tokens,
-        val_tokens=val_tokens,
+        train_tokens=parts[0],
+        val_tokens=parts[1],
         layout=layout,
         abstract=abstract,
         init_from=init_from,
@@ -182,9 +155,7 @@ def model_vocabulary_size(config: Config) -> int:
 def resolve(config: Config, source: str, vocab_size: int, layout: BatchLayout) -> Config:
     """The configuration with every choice made.
 
-    Args:
-      source: where the corpus was found.
-      vocab_size: the number of tokens in the tokenizer.
+    `source` says where the corpus was found; `vocab_size` is the tokenizer's.
 
     Raises:
       UserError: if the model's vocabulary is smaller than the tokenizer's, or the devices cannot
@@ -196,14 +167,12 @@ def resolve(config: Config, source: str, vocab_size: int, layout: BatchLayout) -
             "tokens: leave it at 0, or give a larger number to pad the tables"
         )
     mesh, dtype = layout.sharding.mesh, config.model.matmul_dtype
-    device = mesh.devices.flat[0]
-    if dtype == "auto":
-        dtype = hardware.best_matmul_dtype(device)
-    cpu_devices = mesh.local_mesh.size if device.platform == "cpu" else 0
-    padded = max(config.model.vocab_size, vocab_size)
+    device, padded = mesh.devices.flat[0], max(config.model.vocab_size, vocab_size)
+    dtype = hardware.best_matmul_dtype(device) if dtype == "auto" else dtype
     config = config.with_values("model", vocab_size=padded, matmul_dtype=dtype)
     hardware.check_attention(config.model, device)
     kind = absolute_kind(config.data.tokenizer)
     config = config.with_values("data", corpus=source, tokenizer=kind)
     config = config.with_values("train", microbatch_size=layout.rows_per_device)
+    cpu_devices = mesh.local_mesh.size if device.platform == "cpu" else 0
     return config.with_values("mesh", cpu_devices=cpu_devices, data=mesh.shape["data"])

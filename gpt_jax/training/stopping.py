@@ -17,29 +17,24 @@ With several processes, any of them may get the signal. They agree on the signal
 (`processes.greatest`), so all of them stop after the same step.
 """
 
+import contextlib
 import dataclasses
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from types import FrameType
 
+SHOW_CURSOR = b"\x1b[?25h"  # The bar hides it.
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 @dataclasses.dataclass(frozen=True)
 class Stop:
-    """Why training ended.
+    """Why training ended."""
 
-    Attributes:
-      reason: for people, such as "SIGTERM".
-      status: the exit status of the process: 0, or 128 plus the number of the signal.
-      is_resumable: whether steps are left, so that the same command resumes the run.
-    """
-
-    reason: str
-    status: int = 0
-    is_resumable: bool = True
+    reason: str  # For people, such as "SIGTERM".
+    status: int = 0  # The exit status of the process: 0, or 128 plus the number of the signal.
+    is_resumable: bool = True  # Whether steps are left, so that the same command resumes the run.
 
 
 FINISHED = Stop("finished", is_resumable=False)
@@ -47,10 +42,7 @@ ALREADY_FINISHED = Stop("already finished", is_resumable=False)
 
 
 class Stopped(BaseException):
-    """Raised to leave work that the resumed run does again.
-
-    It is not an Exception, so no error handler catches it.
-    """
+    """Raised to leave work that the resumed run does again. No `except Exception` catches it."""
 
     def __init__(self, stop: Stop) -> None:
         super().__init__(stop.reason)
@@ -58,15 +50,12 @@ class Stopped(BaseException):
 
 
 class Stopper:
-    """Knows whether the run was asked to stop.
-
-    Attributes:
-      signum: the first signal this process got; 0 if none.
-    """
+    """Knows whether the run was asked to stop."""
 
     def __init__(self, agree: Callable[[int], int] = int) -> None:
         """`agree`: maps this process's signal to the one that all processes act on (0 = none)."""
-        self.signum, self._agree = 0, agree
+        self.signum = 0  # The first signal this process got.
+        self._agree = agree
 
     def poll(self) -> Stop | None:
         """The reason to stop, if there is one. All processes must call it at the same point."""
@@ -74,22 +63,21 @@ class Stopper:
         return Stop(signal.Signals(signum).name, 128 + signum) if signum else None
 
     def check(self) -> None:
-        """Leaves the current work if the run was asked to stop; all processes must call it.
-
-        Raises:
-          Stopped: with the reason.
-        """
+        """Raises Stopped if the run was asked to stop. All processes must call it together."""
         if stop := self.poll():
             raise Stopped(stop)
 
     def receive(self, signum: int, frame: FrameType | None = None) -> None:
         """Handles a signal: remembers the first one, ends the process at the second."""
         if self.signum:
+            with contextlib.suppress(OSError):
+                if os.isatty(1):
+                    os.write(1, SHOW_CURSOR)
             os._exit(128 + signum)
         self.signum = signum
 
 
-@contextmanager
+@contextlib.contextmanager
 def stopping_on_signals(agree: Callable[[int], int] = int) -> Iterator[Stopper]:
     """Handles SIGTERM and SIGINT inside the block. For the main thread only."""
     stopper = Stopper(agree)

@@ -1,17 +1,23 @@
 """What a run prints before its first step: the model, the text, the steps, the devices."""
 
-import jax
-
-from gpt_jax.training.display import LABEL_WIDTH, short_path
+from gpt_jax.training.display import short_path
 from gpt_jax.training.monitor import Monitor
+from gpt_jax.training.plan import count_parameters
 from gpt_jax.training.run import Run
 from gpt_jax.training.state import TrainState
 
 
 def introduce(run: Run, state: TrainState, monitor: Monitor) -> None:
     """Prints what will be trained on what, and where a resumed run continues."""
-    rows = [("model", _model(run, state)), *_text(run, monitor.width), ("steps", _steps(run))]
-    rows.append(("devices", _devices(run)))
+    c, tokens = run.config, f"{len(run.train_tokens):,} tokens to train"
+    rows = [
+        ("model", _model(run, state)),
+        ("text", short_path(c.data.corpus, 70)),
+        ("", f"{tokens}, {len(run.val_tokens):,} to validate"),
+        ("tokens", f"{short_path(c.data.tokenizer, 50)}, vocabulary {c.model.vocab_size:,}"),
+        ("steps", _steps(run)),
+        ("devices", _devices(run)),
+    ]
     if step := int(state.step):
         rows.append(("resumes", f"after step {step:,}"))
     monitor.say_facts(rows)
@@ -20,20 +26,10 @@ def introduce(run: Run, state: TrainState, monitor: Monitor) -> None:
 
 def _model(run: Run, state: TrainState) -> str:
     c = run.config.model
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     return (
-        f"{parameters:,} parameters: {c.n_layer} blocks x {c.n_head} heads x width {c.n_embd}, "
-        f"context {c.block_size}"
+        f"{count_parameters(state.params):,} parameters: {c.n_layer} blocks x {c.n_head} heads x "
+        f"width {c.n_embd}, context {c.block_size}"
     )
-
-
-def _text(run: Run, width: int) -> list[tuple[str, str]]:
-    c, room, size = run.config.data, width - LABEL_WIDTH, run.config.model.vocab_size
-    return [
-        ("text", short_path(c.corpus, room)),
-        ("", f"{len(run.train_tokens):,} tokens to train, {len(run.val_tokens):,} to validate"),
-        ("tokens", f"{short_path(c.tokenizer, room - 20)}, vocabulary {size:,}"),
-    ]
 
 
 def _steps(run: Run) -> str:

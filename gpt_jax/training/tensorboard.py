@@ -22,13 +22,16 @@ def check_installed() -> None:
 
 
 @contextmanager
-def event_files(workdir: Path, step: int) -> Iterator[Listener]:
-    """Yields a function that writes an entry of the log into `workdir`/tensorboard.
+def event_files(workdir: Path, step: int, writes: bool = True) -> Iterator[Listener]:
+    """Yields a function that writes an entry of the log into `workdir`/tensorboard if `writes`.
 
     Args:
       step: the step from which the run starts or resumes. TensorBoard drops what the run wrote for
         later steps before it was interrupted.
     """
+    if not writes:
+        yield lambda entry: None
+        return
     from tensorboardX import SummaryWriter
 
     folder = str(workdir / "tensorboard")

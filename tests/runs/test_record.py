@@ -293,7 +293,7 @@ def test_changes_are_written_into_the_record(record, tmp_path):
     record = dataclasses.replace(record, config=config)
     new = config.with_values("train", steps=20).with_values("sample", top_k=3)
     changes = check_same_run(new, record, tmp_path, ["train.steps"])
-    record_changes(tmp_path, record, new, changes, step=7)
+    record_changes(tmp_path, record, changes, step=7)
     again = read_record(tmp_path)
     assert again.config == config.with_values("train", steps=20)
     assert again.changes == ({"step": 7, "field": "train.steps", "was": 10, "is": 20},)

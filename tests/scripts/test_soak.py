@@ -1,4 +1,4 @@
-"""soak.py: a run that is killed at random is the same in the end; one that is not is told."""
+"""soak.py: a run killed at random ends with the same bits, and any difference is named."""
 
 import json
 import re
@@ -22,7 +22,7 @@ def change_a_loss(run):
     (run / "metrics.jsonl").write_text("\n".join([*lines, last]))
 
 
-def change_the_text(run):
+def change_the_sample(run):
     (run / "samples" / "200.txt").write_text("another")
 
 
@@ -31,18 +31,18 @@ def change_the_arrays(run):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "names"),
     [
         (lambda run: None, []),
         (change_a_loss, ["log"]),
-        (change_the_text, ["text"]),
+        (change_the_sample, ["text"]),
         (change_the_arrays, ["arrays"]),
     ],
 )
-def test_what_is_not_the_same_is_told(trained, tmp_path, change, told):
+def test_every_difference_between_two_runs_is_named(trained, tmp_path, change, names):
     run = shutil.copytree(trained, tmp_path / "run")
     change(run)
-    assert soak.differences(trained, run) == told
+    assert soak.differences(trained, run) == names
 
 
 @pytest.mark.parametrize("flag", ["--kills=0", "--steps=-1", "--seed=-1", "--kills=x"])

@@ -167,7 +167,7 @@ def test_files_of_another_program_are_refused_and_stay(data, tmp_path, name):
 def test_a_preparation_killed_before_its_index_resumes(data, tmp_path, monkeypatch):
     prepare(data, tmp_path / "straight", 1000, silent)
     with monkeypatch.context() as patch:
-        patch.setattr(preparation, "write_index", lambda path, index: 1 / 0)
+        patch.setattr(shards, "write_index", lambda path, index: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             prepare(data, tmp_path / "out", 1000, silent)
     assert set(contents(tmp_path / "out")) == {"tokenizer.json"}

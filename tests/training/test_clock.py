@@ -53,7 +53,7 @@ def test_the_time_left_uses_the_last_duration_of_other_work():
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(None, "?"), (0, "0:00"), (59.6, "1:00"), (3599, "59:59"), (7322, "2:02:02")],
+    [(0, "0:00"), (59.6, "1:00"), (3599, "59:59"), (7322, "2:02:02")],
 )
 def test_durations_are_minutes_and_seconds_or_hours(seconds, text):
     assert duration(seconds) == text

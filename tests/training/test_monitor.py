@@ -94,7 +94,7 @@ def test_a_missing_evaluation_is_added_to_the_last_line_or_as_a_new_one(tmp_path
 def test_a_pipe_gets_a_line_per_evaluation_and_after_30_silent_seconds(tmp_path):
     time = Time()
     watch, out = monitor(tmp_path, time=time)
-    with watch.bar():
+    with watch.bar:
         for step in range(10, 100, 10):
             time.now += 8
             watch.step_done(step)
@@ -109,12 +109,12 @@ def test_a_pipe_gets_a_line_per_evaluation_and_after_30_silent_seconds(tmp_path)
 def test_a_terminal_of_80_columns_gets_a_bar_and_a_line_per_evaluation(tmp_path):
     time = Time()
     watch, out = monitor(tmp_path, time=time, terminal=True)
-    with watch.bar():
+    with watch.bar:
         for step in (50, 60):
             time.now += 0.05
             watch.step_done(step)
             watch.record(step, METRICS, 2.25 if step == 60 else None)
-        watch._bar.refresh()
+        watch.bar.refresh()
     text = out.getvalue()
     assert "━" in text
     assert "…" not in text

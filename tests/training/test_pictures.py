@@ -7,8 +7,10 @@ import warnings
 import matplotlib.figure
 import pytest
 
+from gpt_jax.config import Config
 from gpt_jax.training.pictures import draw_comparison, draw_loss_curve
 
+CONFIG = Config().with_values("model", vocab_size=65)
 ENTRIES = [
     {"step": 10, "train/loss": 4.0, "elapsed_s": 1.0},
     {"step": 20, "train/loss": None, "elapsed_s": 2.0},
@@ -50,11 +52,12 @@ def lines(axes, kind):
 
 def words(figure):
     """All texts in a figure."""
-    return [text.get_text() for place in (figure, *figure.axes) for text in place.texts]
+    texts = [text.get_text() for place in (figure, *figure.axes) for text in place.texts]
+    return texts + [axes.get_title("left") for axes in figure.axes]
 
 
 def test_the_loss_curve_shows_the_entries_and_marks_the_best(figures, tmp_path):
-    draw_loss_curve(ENTRIES, 65, tmp_path / "loss.png")
+    draw_loss_curve(ENTRIES, CONFIG, tmp_path / "loss.png", "tiny")
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
     axes = figures[0].axes[0]
     [train], [val], [best] = (lines(axes, kind) for kind in ("training", "validation", "best"))
@@ -67,8 +70,7 @@ def test_the_loss_curve_shows_the_entries_and_marks_the_best(figures, tmp_path):
 
 
 def test_the_title_names_the_run_the_text_and_the_unit(figures, tmp_path):
-    options = {"name": "tiny", "text": "tinyshakespeare", "unit": "character"}
-    draw_loss_curve(ENTRIES, 65, tmp_path / "loss.png", **options)
+    draw_loss_curve(ENTRIES, CONFIG, tmp_path / "loss.png", "tiny")
     title, caption = (text.get_text() for text in figures[0].texts)
     assert title == "tiny"
     assert caption.endswith("validation loss (thick) on Tiny Shakespeare")
@@ -76,7 +78,7 @@ def test_the_title_names_the_run_the_text_and_the_unit(figures, tmp_path):
 
 
 def test_the_first_steps_do_not_set_the_range_and_are_named(figures, tmp_path):
-    draw_loss_curve(run(), 65, tmp_path / "loss.png")
+    draw_loss_curve(run(), CONFIG, tmp_path / "loss.png", "tiny")
     low, high = figures[0].axes[0].get_ylim()
     assert low < 1.5 and high < 2.2
     assert "\u2191 3.55 at step 10" in words(figures[0])
@@ -84,13 +86,13 @@ def test_the_first_steps_do_not_set_the_range_and_are_named(figures, tmp_path):
 
 
 def test_a_long_training_curve_is_averaged(figures, tmp_path):
-    draw_loss_curve(run(10_000), 65, tmp_path / "loss.png")
+    draw_loss_curve(run(10_000), CONFIG, tmp_path / "loss.png", "tiny")
     [train] = lines(figures[0].axes[0], "training")
     assert 100 < len(train.get_xdata()) <= 150
 
 
 def test_the_entropy_of_the_source_is_a_line_inside_the_range(figures, tmp_path):
-    draw_loss_curve(ENTRIES, 65, tmp_path / "loss.png", source_loss=0.5)
+    draw_loss_curve(ENTRIES, CONFIG, tmp_path / "loss.png", "tiny", 0.5)
     axes = figures[0].axes[0]
     assert any(set(line.get_ydata()) == {0.5} for line in axes.lines)
     assert "play's entropy 0.5000" in words(figures[0])
@@ -108,8 +110,9 @@ def test_the_entropy_of_the_source_is_a_line_inside_the_range(figures, tmp_path)
     ],
 )
 def test_logs_with_little_in_them_give_pictures(figures, tmp_path, entries):
-    draw_loss_curve(entries, 65, tmp_path / "loss.png", name="$x^{" + "long" * 99, text="東.txt")
-    draw_comparison({"a": entries, "b": ENTRIES}, tmp_path / "compare.png")
+    config = CONFIG.with_values("data", corpus="texts/東.txt")
+    draw_loss_curve(entries, config, tmp_path / "loss.png", "$x^{" + "long" * 99)
+    draw_comparison({"a": entries or ENTRIES, "b": ENTRIES}, tmp_path / "compare.png")
     assert len(figures) == 2
 
 
@@ -151,4 +154,4 @@ def test_many_runs_have_distinct_lines_and_labels_that_do_not_overlap(figures, t
 def test_drawing_warns_of_nothing(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        draw_loss_curve(ENTRIES, 65, tmp_path / "loss.png", name="東京")
+        draw_loss_curve(ENTRIES, CONFIG, tmp_path / "loss.png", "東京")

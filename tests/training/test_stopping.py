@@ -183,6 +183,19 @@ def test_a_signal_is_remembered_until_the_run_asks_and_handlers_are_restored():
     assert before == [signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
+def test_a_second_signal_shows_the_cursor_again():
+    code = (
+        "from gpt_jax.training.stopping import Stopper; s = Stopper(); s.receive(2); s.receive(2)"
+    )
+    ours, theirs = os.openpty()
+    done = subprocess.run([sys.executable, "-c", code], stdout=theirs, cwd=ROOT, timeout=60)
+    assert done.returncode == 130
+    assert os.read(ours, 100) == b"\x1b[?25h"
+    os.close(ours)
+    os.close(theirs)
+
+
 def test_an_evaluation_asks_before_its_first_batch(small):
     def stop():
         raise Stopped(Stop("SIGTERM", 143))
