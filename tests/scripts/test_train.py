@@ -58,7 +58,7 @@ def test_the_folder_and_the_recipe_are_printed_before_jax_is_loaded(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert "import of jax halted" in done.stderr
     folder, recipe = done.stdout.splitlines()
-    assert folder.split()[0] == "run" and folder.endswith(f"{tmp_path}/run"[-60:])
+    assert folder.split()[0] == "run" and folder.endswith("/run")
     assert recipe.split() == ["recipe", "configs/tiny.py"]
 
 
