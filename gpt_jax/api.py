@@ -34,7 +34,7 @@ from gpt_jax.config import (
     check_field,
     checked,
 )
-from gpt_jax.devices import make_mesh
+from gpt_jax.devices import make_mesh, own_devices
 from gpt_jax.errors import UserError
 from gpt_jax.model import GPT, unrolled
 from gpt_jax.runs import existing_record, matching_tokenizer
@@ -61,9 +61,9 @@ def load(folder: str | os.PathLike[str], step: str | int = "best") -> "TrainedMo
     workdir = Path(folder).expanduser().absolute()
     config = existing_record(workdir).config
     tokenizer = matching_tokenizer(workdir, config)
+    alone = make_mesh(MeshConfig(), own_devices()[:1])
     with Checkpoints.for_reading(workdir / "checkpoints") as checkpoints:
         saved = checkpoints.find(str(step))
-        alone = make_mesh(MeshConfig(), jax.local_devices()[:1])
         params = checkpoints.restore_evaluated(saved.step, abstract_state(config, alone))
     model, params = unrolled(config.model, params)
     config = dataclasses.replace(config, model=model)

@@ -8,7 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import flag_errors
 from absl import flags
+from flag_errors import TINY
 from ml_collections import config_flags
 from rich.console import Console
 
@@ -18,7 +20,7 @@ from gpt_jax.training.display import facts
 
 BAD_INPUT = 2
 INTERRUPTED = 130
-TINY = Path(__file__).parent.parent / "configs" / "tiny.py"
+CLOSED_PIPE = 141  # What a shell reports for a program that SIGPIPE ended.
 
 # A flag: name, type, default and meaning. The type is str, int, float, bool, list (a text that can
 # be given several times), or the tuple of the words that may be given.
@@ -48,7 +50,7 @@ def run(
       takes_words: whether words that are not flags are allowed.
 
     Returns: the exit status: what `main` returns or 0; 2 for an error that the user can correct
-      (one sentence on stderr); 130 after Ctrl-C.
+      (one sentence on stderr); 130 after Ctrl-C; 141 if the reader of standard output closed it.
     """
     _prepare_streams()
     try:
@@ -61,6 +63,9 @@ def run(
         else:
             status = main(values, words) or 0
         sys.stdout.flush()
+    except BrokenPipeError:  # As in `sample.py | head`: the reader wants no more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return CLOSED_PIPE
     except (UserError, OSError) as error:
         tell(f"error: {_explained(error)}")
         return BAD_INPUT
@@ -107,7 +112,8 @@ class ResultConsole(Console):
     """Standard output for tables. They never wrap in a file or a pipe."""
 
     def __init__(self) -> None:
-        super().__init__(markup=False, highlight=False)
+        # Only a terminal gets escape sequences, even if FORCE_COLOR is set.
+        super().__init__(markup=False, highlight=False, force_terminal=sys.stdout.isatty())
         if not self.is_terminal:
             self.width = 1000
 
@@ -127,12 +133,6 @@ def _explained(error: UserError | OSError) -> str:
     """The error in one sentence: what is wrong and what to do."""
     if isinstance(error, UserError):
         return str(error)
-    if isinstance(error, BrokenPipeError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return (
-            "standard output was closed before all was written: let its reader read to the end, or "
-            "write to a file"
-        )
     return (  # A problem with the user's disk that no module expects.
         f"{error.filename or 'a file'} cannot be read or written ({error.strerror or error}): "
         "check its folder, its permissions and the space left"
@@ -162,7 +162,7 @@ def _parse(
         if "config" not in values and not isinstance(error, flags.Error):
             raise
         files = re.findall(r"(?:^|\0)--?config[=\0]([^\0]*)", "\0".join(argv)) or [TINY]
-        raise UserError(_sentence(error, files[-1])) from error
+        raise UserError(flag_errors.sentence(error, files[-1], takes_config)) from error
 
 
 def _define_flags(values: flags.FlagValues, own_flags: Sequence[Flag]) -> None:
@@ -203,18 +203,5 @@ def read_config(values: flags.FlagValues) -> Config:
         config = values.config
         config.keys()  # Raises if the file was not found.
     except Exception as error:
-        raise UserError(_sentence(error, config_file(values))) from error
+        raise UserError(flag_errors.sentence(error, config_file(values))) from error
     return from_config_dict(config)
-
-
-def _sentence(error: Exception, config_file: str | Path) -> str:
-    """The last line of an error, which says what is wrong, after the name of the config file.
-
-    An error of a flag needs no file's name. If it contains a traceback, the config file raised it.
-    """
-    lines = re.split(r"\n|\\n", str(error).strip())  # Some errors quote others with "\\n".
-    last = lines[-1].strip() or repr(error)
-    last = last.strip("'") if last.count("'") % 2 else last
-    if isinstance(error, flags.Error) and "Traceback" not in str(error):
-        return f"{last.rstrip('.')} (--help shows all flags)"
-    return f"{config_file} cannot be read as a config file ({last}): correct it"

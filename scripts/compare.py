@@ -23,7 +23,7 @@ from gpt_jax.runs import existing_record
 from gpt_jax.training import curves, pictures
 from gpt_jax.training.clock import duration
 from gpt_jax.training.display import facts
-from gpt_jax.training.log import read_metrics
+from gpt_jax.training.log import elapsed_s, read_metrics
 
 COLUMNS = ("steps", "last loss", "best loss", "at step", "time", "tokens/s")
 WIDTHS = (7, 9, 9, 7, 8, 9)
@@ -67,7 +67,7 @@ def read_run(workdir: Path) -> Logged:
       UserError: if there is no run, or it has no log yet.
     """
     config = existing_record(workdir).config
-    entries = read_metrics(workdir / "metrics.jsonl")
+    entries = read_metrics(workdir / "metrics.jsonl", notes=True)
     if not entries:
         raise UserError(f"{workdir} has no log yet (metrics.jsonl): train it for some steps first")
     return config, entries
@@ -106,7 +106,7 @@ def figures(entries: list[dict[str, Any]]) -> list[str]:
         f"{validation[-1][1]:.4f}" if validation else "-",
         f"{best[1]:.4f}" if best else "-",
         f"{best[0]:,}" if best else "-",
-        duration(entries[-1]["elapsed_s"]),
+        duration(elapsed_s(entries)),
         f"{speeds[len(speeds) // 2]:,.0f}" if speeds else "-",
     ]
 

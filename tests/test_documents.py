@@ -26,7 +26,7 @@ TRAIN = "python3 -m venv .venv && .venv/bin/pip install -e . && .venv/bin/python
 TEST = 'python3 -m venv .venv && .venv/bin/pip install -e ".[dev]" && .venv/bin/pytest -n auto'
 
 # What no user needs every day, and the parts of other scripts.
-NOT_IN_TABLE = ("benchmark", "soak", "command_line", "interactive")
+NOT_IN_TABLE = ("benchmark", "soak", "power_cut", "command_line", "flag_errors", "interactive")
 
 SHORT = [
     "--config.model.block_size=16",
@@ -42,7 +42,8 @@ SHORT_PROGRAM = ('{"steps": 200}', '{"steps": 2}, "optimizer": {"warmup_steps": 
 # These need minutes, a GPU or other processes, or another test runs them: only their flags are
 # checked.
 NOT_RUN = (
-    *("soak.py", "benchmark.py", "baby.py", "--distributed", "gpt2.py:small --config.train"),
+    *("soak.py", "power_cut.py", "benchmark.py", "baby.py", "--distributed"),
+    *("gpt2.py:small --config.train",),
     *("--config.model.attention=cudnn", "--config.model.remat"),
     *("--config.optimizer.matrix_learning_rate", "--config.data.val_fraction"),
     *("runs/speedrun0", "train90.txt"),

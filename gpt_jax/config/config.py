@@ -28,6 +28,8 @@ SECTIONS: dict[str, Any] = {
     for cls in (GPTConfig, DataConfig, OptimizerConfig, TrainConfig, SampleConfig, MeshConfig)
 }
 
+DEFAULT_WARMUP = OptimizerConfig().warmup_steps
+
 
 def check_field(section: str, name: str) -> None:
     """Raises UserError, with the nearest name, unless `section.name` is a setting."""
@@ -61,7 +63,10 @@ def _nearest(name: str, known: list[str]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """All settings of a run. Raises UserError when it is created with values that cannot work."""
+    """All settings of a run. Raises UserError when it is created with values that cannot work.
+
+    A warm-up of the default length, for which nobody asked, is shortened to a run with fewer steps.
+    """
 
     model: GPTConfig = dataclasses.field(default_factory=GPTConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
@@ -71,11 +76,21 @@ class Config:
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
 
     def __post_init__(self) -> None:
-        if self.optimizer.warmup_steps > self.train.steps > 0:
+        warmup, steps = self.optimizer.warmup_steps, self.train.steps
+        if not warmup > steps > 0:
+            return
+        if warmup != DEFAULT_WARMUP:
             raise UserError(
-                f"optimizer.warmup_steps = {self.optimizer.warmup_steps} is more than train.steps "
-                f"= {self.train.steps}: train for more steps, or warm up for fewer"
+                f"optimizer.warmup_steps = {warmup} is more than train.steps = {steps}: train for "
+                "more steps, or warm up for fewer"
             )
+        shortened = dataclasses.replace(self.optimizer, warmup_steps=steps)
+        object.__setattr__(self, "optimizer", shortened)
+
+    @property
+    def is_warmup_shortened(self) -> bool:
+        """Whether the warm-up is the whole run, which is shorter than the default warm-up."""
+        return self.optimizer.warmup_steps == self.train.steps in range(1, DEFAULT_WARMUP)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Mapping[str, Any]]) -> Self:

@@ -141,7 +141,9 @@ class OptimizerConfig(Section, name="optimizer"):
     )  # fmt: skip
     learning_rate: float = setting(3e-3, POSITIVE, "peak learning rate, reached after warm-up")
     min_learning_rate: float = setting(0.0, NOT_NEGATIVE, "learning rate at the last step")
-    warmup_steps: int = setting(100, NOT_NEGATIVE, "steps of linear warm-up")
+    warmup_steps: int = setting(
+        100, NOT_NEGATIVE, "steps of linear warm-up; a run of fewer than 100 shortens the default"
+    )
     schedule: str = setting(
         "linear", one_of("linear", "cosine", "stable", "constant"),
         "learning rate after warm-up: linear or cosine decay to the minimum; stable = constant, "

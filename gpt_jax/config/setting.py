@@ -69,9 +69,10 @@ def checked(name: str, value: Any, expected: type[Any], rule: Rule) -> Any:
         with contextlib.suppress(OverflowError):
             value = expected(value)
     if type(value) is not expected:
+        allowed = "" if rule is ANY else f" ({rule.text})"
+        kind = expected.__name__
         raise UserError(
-            f"{name} = {value!r} is not of type {expected.__name__}: give a value of this type "
-            f"({rule.text})"
+            f"{name} = {value!r} is not of type {kind}: give a value of this type{allowed}"
         )
     if expected is float and not math.isfinite(value):
         raise UserError(f"{name} = {value} is not a finite number: it must be {rule.text}")

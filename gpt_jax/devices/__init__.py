@@ -5,7 +5,7 @@ does not touch training or a run's files. Read device_count.py and mesh.py first
 """
 
 from gpt_jax.devices.batch_layout import BatchLayout, make_batch_layout
-from gpt_jax.devices.device_count import start_devices, usable_cores
+from gpt_jax.devices.device_count import own_devices, start_devices, usable_cores
 from gpt_jax.devices.mesh import make_abstract_mesh, make_mesh
 from gpt_jax.devices.sharding import activations_over, tree_shardings
 
@@ -17,6 +17,7 @@ __all__ = [
     "make_abstract_mesh",
     "make_batch_layout",
     "make_mesh",
+    "own_devices",
     "processes",
     "start_devices",
     "tree_shardings",

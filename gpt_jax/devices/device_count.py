@@ -34,6 +34,23 @@ def largest_divisor(number: int, most: int) -> int:
     return max(n for n in range(1, most + 1) if number % n == 0)
 
 
+def own_devices() -> list[jax.Device]:
+    """The devices of this process. Starts JAX.
+
+    Raises:
+      UserError: if JAX_PLATFORMS, a variable of the environment, names a platform that is not here.
+    """
+    try:
+        return jax.local_devices()
+    except (RuntimeError, AssertionError) as error:  # For `cuda` without a GPU, JAX asserts.
+        if not (platforms := os.environ.get("JAX_PLATFORMS")):
+            raise
+        raise UserError(
+            f"JAX_PLATFORMS={platforms} names a platform that JAX does not find here: unset the "
+            "variable, or set it to cpu"
+        ) from error
+
+
 def start_devices(config: MeshConfig, batch_size: int) -> list[jax.Device]:
     """The devices of a run, over all its processes. On a CPU: `cpu_devices` of each process.
 
@@ -41,13 +58,14 @@ def start_devices(config: MeshConfig, batch_size: int) -> list[jax.Device]:
     If JAX already runs (in a notebook or a test), its devices count instead of the cores.
 
     Raises:
-      UserError: if `cpu_devices` is more than JAX already runs with.
+      UserError: as `own_devices`, or if `cpu_devices` is more than JAX already runs with.
     """
     count = config.cpu_devices or largest_divisor(batch_size, usable_cores())
     try:
         jax.config.update("jax_num_cpu_devices", count)
     except RuntimeError:
         count = config.cpu_devices or largest_divisor(batch_size, len(jax.local_devices()))
+    own_devices()
     devices = jax.devices()
     if devices[0].platform != "cpu":
         return devices

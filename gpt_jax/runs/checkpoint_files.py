@@ -1,5 +1,6 @@
 """The files of checkpoints that a run reads and writes itself, without Orbax."""
 
+import contextlib
 import json
 import math
 import shutil
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt_jax.devices import processes
+from gpt_jax.files import flush as flush_path
 from gpt_jax.files import replacing
 
 # Orbax writes it last, but does not look for it when it reads, if the disk can rename folders.
@@ -29,9 +31,35 @@ def check_space(folder: Path, size: int) -> None:
         raise OSError(f"{needed:,} bytes are needed in {folder} and {free:,} are free: make room")
 
 
+def flush_saves(folder: Path) -> None:
+    """Waits until the files of the saves under way in `folder` are on the disk. Raises OSError."""
+    for save in folder.glob("*.orbax-checkpoint-tmp"):
+        for path in [*save.rglob("*"), save]:
+            flush_path(path)
+
+
+@processes.on_all
+def flush(checkpoint: Path) -> None:
+    """Waits until all of a checkpoint is on the disk, its name too. Raises OSError."""
+    for path in [*checkpoint.rglob("*"), checkpoint, checkpoint.parent]:
+        flush_path(path)
+
+
+@processes.on_first
+def delete(checkpoint: Path) -> None:
+    """Deletes a checkpoint. If that is interrupted, `remove_incomplete` removes the rest."""
+    deleted = checkpoint.with_name(f"{checkpoint.name}.deleted.orbax-checkpoint-tmp")
+    with contextlib.suppress(OSError):
+        checkpoint.rename(deleted)
+        shutil.rmtree(deleted, ignore_errors=True)
+
+
 @processes.on_first
 def remove_incomplete(folder: Path) -> None:
-    """Removes what failed saves left. A write still under way may create its folder again."""
+    """Removes what failed saves and interrupted deletions left.
+
+    A write that is still under way may create its folder again.
+    """
     for path in folder.glob("*.orbax-checkpoint-tmp"):
         shutil.rmtree(path, ignore_errors=True)
 

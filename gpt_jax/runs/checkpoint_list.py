@@ -42,6 +42,11 @@ class Saved:
     val_loss: float
 
 
+def best(checkpoints: list[Saved]) -> Saved:
+    """The checkpoint with the lowest validation loss; of equals, the newest."""
+    return min(checkpoints, key=lambda saved: (saved.val_loss, -saved.step))
+
+
 def choose(checkpoints: list[Saved], which: str, folder: Path) -> Saved:
     """The checkpoint that `which` names.
 
@@ -57,7 +62,7 @@ def choose(checkpoints: list[Saved], which: str, folder: Path) -> Saved:
     if which == "latest":
         return checkpoints[-1]
     if which == "best":
-        return min(checkpoints, key=lambda saved: (saved.val_loss, -saved.step))
+        return best(checkpoints)
     for saved in checkpoints:
         if str(saved.step) == which:
             return saved

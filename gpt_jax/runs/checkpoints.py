@@ -1,7 +1,8 @@
 """Saving and restoring a run's arrays; which checkpoints are kept. The only module with Orbax.
 
 A checkpoint is the folder checkpoints/<step>/. It is committed as a whole or not at all, and holds
-a digest of every array. `RETENTION` decides which checkpoints stay and which are deleted.
+a digest of every array. `retained` decides which checkpoints stay and which are deleted, and that
+happens only after the newest one is flushed to the disk: a power cut loses neither.
 
 With several processes, each one writes and reads its part of the arrays, so all of them must call
 every method here. Only process 0 looks at the folder or changes another file in it.
@@ -12,6 +13,7 @@ import logging
 import math
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -22,24 +24,16 @@ from gpt_jax.devices import processes
 from gpt_jax.errors import UserError, first_cause
 from gpt_jax.runs import checkpoint_files, damage
 from gpt_jax.runs.checkpoint_files import COMMITTED
-from gpt_jax.runs.checkpoint_list import Saved, checkpoint_folders, choose, no_checkpoint
+from gpt_jax.runs.checkpoint_list import Saved, best, checkpoint_folders, choose, no_checkpoint
 from gpt_jax.runs.damage import DamagedCheckpoint
 from gpt_jax.runs.digest import describe, differences, digests
-
-policies = ocp.training.preservation_policies
 
 MAX_FAILED_SAVES = 3  # In a row.
 
 
-# Checkpoint retention: the newest and the one with the lowest validation loss (`reverse=True`)
-# stay. Orbax deletes the others as soon as a new one is complete. A NaN among the losses would
-# break their order and delete the true best, so NaN counts as inf.
-RETENTION = policies.AnyPreservationPolicy(
-    [
-        policies.LatestN(1),
-        policies.BestN(get_metric_fn=checkpoint_files.sortable_loss, reverse=True, n=1),
-    ]
-)
+def retained(saved: list[Saved]) -> set[int]:
+    """Checkpoint retention: the steps of the newest and of the one with the lowest loss."""
+    return {saved[-1].step, best(saved).step}
 
 
 class Checkpoints:
@@ -60,10 +54,18 @@ class Checkpoints:
     def for_training(cls, folder: Path) -> Self:
         """For the run that saves. Creates `folder`, and removes what a killed save left."""
         damage.set_aside_undescribed(folder)
+        checkpoint_files.remove_incomplete(folder)
+        context = ocp.Context()
+        # Before Orbax renames a finished save: else a power cut could leave a checkpoint that has
+        # its name and lacks its content.
+        context.async_options.post_finalization_callback = partial(
+            checkpoint_files.flush_saves, folder.absolute()
+        )
         return cls(
             folder,
             "an older checkpoint is used, if there is one",
-            preservation_policy=RETENTION,
+            context=context,
+            preservation_policy=ocp.training.preservation_policies.PreserveAll(),
             cleanup_tmp_directories=True,
         )
 
@@ -154,13 +156,26 @@ class Checkpoints:
             self._pending = step, future
 
     def wait(self) -> None:
-        """Waits until the last save is on disk or has failed. Raises as `save`."""
+        """Waits until the last save is on disk or has failed. Raises as `save`.
+
+        Then deletes the checkpoints that are no longer needed.
+        """
         if self._pending is not None:
             (step, future), self._pending = self._pending, None
             with self._tolerating_failure(step):
                 if future is not None:
                     future.result()
+                checkpoint_files.flush(self.path(step))
                 self._failed_saves = 0
+            self._delete_others()
+
+    def _delete_others(self) -> None:
+        """Deletes all committed checkpoints but the retained ones."""
+        saved = [Saved(step, loss) for step, loss in self._committed()]
+        if unneeded := {one.step for one in saved} - (retained(saved) if saved else set()):
+            for step in unneeded:
+                checkpoint_files.delete(self.path(step))
+            self.reload()
 
     @contextlib.contextmanager
     def _tolerating_failure(self, step: int) -> Iterator[None]:

@@ -25,9 +25,24 @@ def with_recorded_choices(config: Config, record: Record) -> Config:
         if getattr(getattr(config, section), name) == automatic:
             recorded = getattr(getattr(record.config, section), name)
             config = config.with_values(section, **{name: recorded})
+    config = _with_recorded_warmup(config, record)
     config = config.with_values("data", tokenizer=absolute_kind(config.data.tokenizer))
     if absolute_source(config.data.corpus) == record.requested_corpus:
         config = config.with_values("data", corpus=record.config.data.corpus)
+    return config
+
+
+def _with_recorded_warmup(config: Config, record: Record) -> Config:
+    """`config` with the run's warm-up, if that was shortened and nobody asks for another now.
+
+    It was shortened to the steps with which the run began; later changes may have added steps.
+    """
+    default, recorded = Config().optimizer.warmup_steps, record.config.optimizer.warmup_steps
+    before = [c.get("was") for c in record.changes if c.get("field") == "train.steps"]
+    was_shortened = recorded < default and recorded == [*before, record.config.train.steps][0]
+    is_unasked = config.is_warmup_shortened or config.optimizer.warmup_steps == default
+    if was_shortened and is_unasked and recorded <= config.train.steps:
+        return config.with_values("optimizer", warmup_steps=recorded)
     return config
 
 

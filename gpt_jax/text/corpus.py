@@ -7,8 +7,10 @@ where it is found again, and the SHA-256 of its UTF-8 bytes.
 import codecs
 import contextlib
 import dataclasses
+import functools
 import glob
 import hashlib
+import json
 import os
 import sys
 import time
@@ -31,6 +33,17 @@ TIMEOUT_SECONDS = 10
 ATTEMPTS = 3
 BLOCK_BYTES = 2**20
 NAMES = ("tinyshakespeare", "builtin")
+
+# What a folder as corpus leaves out: folders of systems and programs, by name or ending ...
+SYSTEM_FOLDERS = (
+    *("__pycache__", "node_modules", "site-packages", "lost+found", "@eaDir"),
+    *("__MACOSX", "$RECYCLE.BIN", "System Volume Information"),
+)
+PACKAGE_ENDINGS = (".egg-info", ".dist-info")  # Python's lists of files, such as SOURCES.txt.
+# ... what a run writes, and prepared corpora. These keys show that a JSON file is ours.
+RUN_FOLDERS = ("checkpoints", "samples")
+RUN_KEYS = {"format", "config", "corpus"}  # config.json; see runs/record.py.
+INDEX_KEYS = {"format", "tokenizer_sha256"}  # index.json and unfinished.json; see shards.py.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,11 +136,17 @@ def empty_corpus(source: str) -> UserError:
 def find_files(source: str, names: Iterable[str] = ()) -> list[Path]:
     """The files of a corpus: one file, or those of a folder or glob in the order of their names.
 
-    Raises UserError, which offers the corpora `names` as alternatives, if there is no file.
+    A note says how many files of a folder are taken and how many are left out. Raises UserError,
+    which offers the corpora `names` as alternatives, if there is no file.
     """
     path = absolute_source(source)
     if os.path.isdir(path):
-        found = sorted(file for file in Path(path).rglob("*.txt") if file.is_file())
+        found, left_out = _folder_files(Path(path))
+        print(
+            f"note: {path}: {len(found)} .txt file(s) taken, {left_out} left out (hidden, of the "
+            "system, of a run or of a prepared corpus)",
+            file=sys.stderr,
+        )
         wanted = "a folder with .txt files"
     else:
         paths = [path] if os.path.exists(path) else sorted(glob.glob(path, recursive=True))
@@ -138,6 +157,38 @@ def find_files(source: str, names: Iterable[str] = ()) -> list[Path]:
             f"data.corpus = {source!r} matches no text file (looked at {path}): give {wanted}"
         )
     return found
+
+
+def _folder_files(folder: Path) -> tuple[list[Path], int]:
+    """The .txt files in and below a folder that are its text, and the number of the others."""
+
+    @functools.cache
+    def is_text(path: Path) -> bool:
+        return path == folder or (not _is_left_out(path) and is_text(path.parent))
+
+    found = sorted(file for file in folder.rglob("*.txt") if file.is_file())
+    taken = [file for file in found if is_text(file)]
+    return taken, len(found) - len(taken)
+
+
+def _is_left_out(path: Path) -> bool:
+    """Whether a file or folder is hidden, of the system, of a run, or a prepared corpus."""
+    return (
+        path.name.startswith(".")
+        or path.name in SYSTEM_FOLDERS
+        or path.name.endswith(PACKAGE_ENDINGS)
+        or (path.name in RUN_FOLDERS and _is_ours(path.parent / "config.json", RUN_KEYS))
+        or any(_is_ours(path / f"{name}.json", INDEX_KEYS) for name in ("index", "unfinished"))
+    )
+
+
+def _is_ours(path: Path, keys: set[str]) -> bool:
+    """Whether a file is a JSON object with these keys."""
+    try:
+        content = json.loads(path.read_bytes()) if path.is_file() else None
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and content.keys() >= keys
 
 
 def text_blocks(files: Iterable[Path], start: int = 0) -> Iterator[str]:

@@ -19,7 +19,20 @@ WIDTHS = (9, 13, 15, 9, 8, 10)  # With two spaces between columns: under 80 char
 
 
 class RunConsole(Console):
-    """Standard output. If its reader closes it (`train.py | head`), the run continues silently."""
+    """Standard output. If its reader closes it (`train.py | head`), the run continues silently.
+
+    So it does if the terminal is closed: its SIGHUP, which stops the run, may arrive later.
+    Only a terminal gets escape sequences, even if FORCE_COLOR is set.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(force_terminal=sys.stdout.isatty())
+
+    def _check_buffer(self) -> None:  # Writes what was printed.
+        try:
+            super()._check_buffer()
+        except OSError:
+            self.on_broken_pipe()
 
     def on_broken_pipe(self) -> None:
         self.quiet = True

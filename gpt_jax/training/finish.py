@@ -56,7 +56,8 @@ def _draw_curve(run: Run) -> None:
 
 @processes.on_first
 def _print_loss(run: Run, monitor: Monitor, estimate: float | None) -> None:
-    loss = read_metrics(run.workdir / "metrics.jsonl")[-1]["val/loss"]
+    entries = read_metrics(run.workdir / "metrics.jsonl") or [{}]  # Its lines may be damaged.
+    loss = entries[-1].get("val/loss")
     loss = math.nan if loss is None else loss  # JSON has no NaN.
     bits = f"{run.bits_per_byte(loss):.4f} bits per byte"
     rows = [("result", f"validation loss {loss:.4f} nats per token, {bits}")]

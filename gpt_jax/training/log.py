@@ -1,39 +1,95 @@
-"""metrics.jsonl, the log of a run: one JSON object per line."""
+"""metrics.jsonl, the log of a run: one JSON object per line.
 
-import contextlib
+Nothing in the file is trusted. A line that cannot be read stays in the file and is skipped; a
+number that no run can log counts as missing.
+"""
+
 import json
 import math
+import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from gpt_jax.files import replacing
+from gpt_jax.files import flush, replacing
 
 Entry = dict[str, Any]
 
+# A run counts steps that a float holds exactly, for less than 300 years; the rest are float32.
+LARGEST = {"step": 2.0**53, "elapsed_s": 1e10}
+LARGEST_FLOAT32 = 3.4028235e38
+NOT_NEGATIVE = ("step", "elapsed_s")
 
-def read_metrics(path: Path) -> list[Entry]:
-    """The entries of a metrics.jsonl, up to the first line that a crash cut off."""
+
+class Line(NamedTuple):
+    """A line of the file without its line break; `entry` is None if it cannot be read."""
+
+    content: bytes
+    entry: Entry | None
+
+
+def read_metrics(path: Path, notes: bool = False) -> list[Entry]:
+    """The entries of a metrics.jsonl, without the lines that cannot be read.
+
+    Their values are finite numbers, or None for null; "step" is an int. Any other value is missing.
+
+    Args:
+      notes: whether to print a note if a line was skipped. A torn last line gets no note.
+    """
+    lines = _read_lines(path)
+    if notes:
+        _note_unreadable(path, lines)
+    return _entries(lines)
+
+
+def elapsed_s(entries: Iterable[Mapping[str, Any]]) -> float:
+    """The last time that the entries hold, in seconds; 0 if they hold none."""
+    times = [entry["elapsed_s"] for entry in entries if entry.get("elapsed_s") is not None]
+    return times[-1] if times else 0.0
+
+
+def _read_lines(path: Path) -> list[Line]:
+    """The lines of a log. A last line that a crash cut off is left out."""
     if not path.exists():
         return []
-    entries = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        with contextlib.suppress(ValueError, RecursionError):
-            entry = json.loads(line)
-            if _is_entry(entry):
-                entries.append(entry)
-                continue
-        break
-    return entries
+    *whole, last = (Line(line, _parse(line)) for line in path.read_bytes().split(b"\n"))
+    return whole if last.entry is None else [*whole, last]
 
 
-def _is_entry(entry: Any) -> bool:
-    """Whether it has the keys of every line. Its values are numbers, or null if not finite."""
-    return (
-        isinstance(entry, dict)
-        and type(entry.get("step")) is int
-        and isinstance(entry.get("elapsed_s"), int | float)
-        and all(isinstance(value, int | float | None) for value in entry.values())
-    )
+def _parse(line: bytes) -> Entry | None:
+    """The entry in a line; None if it has no step."""
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(entry, dict):
+        return None
+    entry = {key: value for key, value in entry.items() if _is_possible(key, value)}
+    return entry if type(entry.get("step")) is int else None
+
+
+def _is_possible(key: str, value: Any) -> bool:
+    """Whether a run can have logged the value: a number, or null. It never logs a boolean."""
+    if value is None:
+        return True
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    largest = LARGEST.get(key, LARGEST_FLOAT32)
+    return (0 if key in NOT_NEGATIVE else -largest) <= value <= largest  # False for NaN.
+
+
+def _entries(lines: Iterable[Line]) -> list[Entry]:
+    return [line.entry for line in lines if line.entry is not None]
+
+
+def _note_unreadable(path: Path, lines: Iterable[Line]) -> None:
+    """Prints one note if lines cannot be read."""
+    if numbers := [n for n, line in enumerate(lines, start=1) if line.entry is None]:
+        print(
+            f"note: {path}: {len(numbers)} line(s) cannot be read (first: line {numbers[0]}): "
+            "they stay in the file and are skipped",
+            file=sys.stderr,
+        )
 
 
 def json_line(entry: Entry) -> str:
@@ -54,16 +110,23 @@ class MetricsLog:
         `writes`: whether this process writes the file.
         """
         self._path, self._writes = path, writes
-        self.last: Entry = {"step": 0}  # The last entry; this one for an empty log.
-        self.replace([entry for entry in read_metrics(path) if entry["step"] <= step])
+        if writes:
+            _note_unreadable(path, _read_lines(path))
+        self.drop_after(step)
 
-    def replace(self, entries: list[Entry]) -> None:
-        """Makes `entries` the whole log."""
-        if entries:
-            self.last = entries[-1]
+    def drop_after(self, step: int) -> None:
+        """Drops the entries after `step`, and a torn last line. Every other line stays."""
+        lines = [ln for ln in _read_lines(self._path) if not ln.entry or ln.entry["step"] <= step]
+        entries = _entries(lines)
+        self.last: Entry = entries[-1] if entries else {"step": 0}  # The last entry.
+        self.elapsed_s = elapsed_s(entries)  # The time of the last entry that has one.
+        self._write(line.content for line in lines)
+
+    def _write(self, contents: Iterable[bytes]) -> None:
+        """Replaces the file by these lines."""
         if self._writes:
             with replacing(self._path) as file:
-                file.write("".join(map(json_line, entries)).encode("utf-8"))
+                file.writelines(content + b"\n" for content in contents)
 
     def append(self, entry: Entry) -> None:
         """Adds a line."""
@@ -72,9 +135,16 @@ class MetricsLog:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json_line(entry))
 
+    def flush(self) -> None:
+        """Waits until the log is on the disk."""
+        if self._writes:
+            flush(self._path)
+
     def extend_last(self, **values: float) -> Entry:
-        """Adds values to the last line. Returns the new entry."""
-        entries = read_metrics(self._path)
-        entry = entries[-1] | values
-        self.replace([*entries[:-1], entry])
-        return entry
+        """Adds values to the last line that can be read. Returns the new entry."""
+        lines = _read_lines(self._path)
+        place = max(n for n, line in enumerate(lines) if line.entry is not None)
+        self.last = {**(lines[place].entry or {}), **values}
+        lines[place] = Line(json_line(self.last).rstrip("\n").encode("utf-8"), self.last)
+        self._write(line.content for line in lines)
+        return self.last

@@ -142,6 +142,7 @@ class Loop:
             stop = self.stopper.poll() if waits or not processes.several() else None
             if saves or stop:
                 with self.monitor.doing("saving"):
+                    self.monitor.flush()  # The log is never behind a checkpoint.
                     self.checkpoints.save(step, state, val_loss)
         if stop or step == c.steps:
             self.checkpoints.confirm(step)

@@ -42,7 +42,7 @@ class Monitor:
     ) -> None:
         """Continues the log in `workdir` after `step`; `listener` gets every entry, too."""
         self._log = MetricsLog(workdir / "metrics.jsonl", step, processes.is_first())
-        self._clock = Clock(self._log.last.get("elapsed_s", 0.0), now)
+        self._clock = Clock(self._log.elapsed_s, now)
         self._config, self._tokens_per_step, self._listener = config, tokens_per_step, listener
         self._step, self._doing = step, "compiling"
         self._loss = self._speed = ""
@@ -99,8 +99,12 @@ class Monitor:
 
     def record_beginning(self, val_loss: float) -> None:
         """Writes the first line of the log, for step 0, if a run evaluates before it trains."""
-        self._log.replace([])  # Lines of a run that was killed before its first checkpoint.
+        self._log.drop_after(-1)  # Lines of a run that was killed before its first checkpoint.
         self.record(0, NO_STEP, val_loss)
+
+    def flush(self) -> None:
+        """Waits until the log is on the disk."""
+        self._log.flush()
 
     @processes.on_first
     def lacks_evaluation(self, step: int) -> bool:

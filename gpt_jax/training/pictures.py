@@ -7,9 +7,11 @@ flatten the rest; what lies above is marked at the upper edge.
 
 import itertools
 import math
+import os
+import sys
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,6 +19,7 @@ from gpt_jax.config import Config
 from gpt_jax.training import curves
 from gpt_jax.training.curves import Entries, Points, best, points
 from gpt_jax.training.display import shortened
+from gpt_jax.training.log import elapsed_s
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -89,7 +92,7 @@ def draw_loss_curve(
 
 def draw_comparison(runs: Mapping[str, Entries], path: Path, unit: str = "token") -> None:
     """Draws the losses of runs, by name, against steps and against time into a PNG file."""
-    time, per = curves.time_unit(max(run[-1]["elapsed_s"] for run in runs.values()))
+    time, per = curves.time_unit(max(map(elapsed_s, runs.values())))
     is_crowd = len(runs) > CROWD
     runs = {name: _validation_only(run) if is_crowd else run for name, run in runs.items()}
     labels = []
@@ -114,7 +117,8 @@ def draw_comparison(runs: Mapping[str, Entries], path: Path, unit: str = "token"
 @contextmanager
 def _saved_figure(path: Path, width: float, height: float) -> Iterator["Figure"]:
     """A figure of this size in inches, saved as a PNG file at the end of the block."""
-    import matplotlib  # It takes half a second, so not before training.
+    _load_matplotlib()
+    import matplotlib
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(SETTINGS), warnings.catch_warnings():
@@ -122,6 +126,20 @@ def _saved_figure(path: Path, width: float, height: float) -> Iterator["Figure"]
         figure = Figure(figsize=(width, height))
         yield figure
         figure.savefig(path, format="png", facecolor="white", pil_kwargs={"optimize": True})
+
+
+def _load_matplotlib() -> None:
+    """Imports matplotlib, even if MPLBACKEND names no backend. A Figure needs none.
+
+    The import takes half a second, so it does not come before training.
+    """
+    backend = None if "matplotlib" in sys.modules else os.environ.pop("MPLBACKEND", None)
+    import matplotlib
+
+    if backend:
+        os.environ["MPLBACKEND"] = backend
+        with suppress(ValueError):
+            matplotlib.rcParams["backend"] = backend  # As the import does, for a notebook.
 
 
 def _validation_only(entries: Entries) -> Entries:
@@ -152,7 +170,7 @@ def _set_loss_range(axes: "Axes", runs: Sequence[Entries], others: Sequence[floa
     """Shows the losses of all runs that matter, and `others`."""
     if shown := curves.common_range(runs):
         low, high = min(*shown, *others), shown[1]
-        margin = 0.06 * (high - low) or 0.1
+        margin = 0.06 * (high - low) or max(0.1, abs(high) / 1000)
         axes.set_ylim(low - margin, high + 1.5 * margin)
 
 

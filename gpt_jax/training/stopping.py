@@ -1,4 +1,4 @@
-"""Why a run ends, and what happens on SIGTERM and Ctrl-C.
+"""Why a run ends, and what happens on SIGTERM, Ctrl-C and SIGHUP (a terminal that closes).
 
 scripts/train.py handles the signals with `stopping_on_signals`, and passes the `Stopper` to
 `loop.train`:
@@ -10,7 +10,7 @@ scripts/train.py handles the signals with `stopping_on_signals`, and passes the 
 3. Evaluations and the last sample ask while they work, with `Stopper.check`, and are abandoned. The
    resumed run does them first.
 4. `loop.train` catches `Stopped` and returns its `Stop`. The script prints that the same command
-   resumes the run, and exits with `Stop.status`: 143 for SIGTERM, 130 for Ctrl-C.
+   resumes the run, and exits with `Stop.status`: 143 for SIGTERM, 130 for Ctrl-C, 129 for SIGHUP.
 5. A second signal ends the process at once. The newest checkpoint stays intact.
 
 With several processes, any of them may get the signal. They agree on the signal in `poll`
@@ -25,7 +25,8 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 SHOW_CURSOR = b"\x1b[?25h"  # The bar hides it.
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# Windows has no SIGHUP.
+SIGNALS = [getattr(signal, n) for n in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, n)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,9 +80,13 @@ class Stopper:
 
 @contextlib.contextmanager
 def stopping_on_signals(agree: Callable[[int], int] = int) -> Iterator[Stopper]:
-    """Handles SIGTERM and SIGINT inside the block. For the main thread only."""
+    """Handles SIGNALS inside the block. For the main thread only.
+
+    An ignored SIGHUP stays ignored: `nohup` means that the run outlives its terminal.
+    """
     stopper = Stopper(agree)
-    before = {signum: signal.signal(signum, stopper.receive) for signum in SIGNALS}
+    handled = [s for s in SIGNALS if s.name != "SIGHUP" or signal.getsignal(s) != signal.SIG_IGN]
+    before = {signum: signal.signal(signum, stopper.receive) for signum in handled}
     try:
         yield stopper
     finally:

@@ -1,5 +1,6 @@
 """What a run prints before its first step: the model, the text, the steps, the devices."""
 
+from gpt_jax.config import Config
 from gpt_jax.training.display import short_path
 from gpt_jax.training.monitor import Monitor
 from gpt_jax.training.plan import count_parameters
@@ -16,6 +17,7 @@ def introduce(run: Run, state: TrainState, monitor: Monitor) -> None:
         ("", f"{tokens}, {len(run.val_tokens):,} to validate"),
         ("tokens", f"{short_path(c.data.tokenizer, 50)}, vocabulary {c.model.vocab_size:,}"),
         ("steps", _steps(run)),
+        *([("", _warmup(c))] if c.is_warmup_shortened else []),
         ("devices", _devices(run)),
     ]
     if step := int(state.step):
@@ -38,6 +40,14 @@ def _steps(run: Run) -> str:
     return (
         f"{c.train.steps:,} of {c.train.batch_size} x {c.model.block_size} = "
         f"{run.tokens_per_step:,} tokens: {epochs:.1f} epochs"
+    )
+
+
+def _warmup(c: Config) -> str:
+    """Says that a warm-up is shorter than the default, with the flag that makes it shorter."""
+    return (
+        f"the warm-up takes all {c.train.steps:,} steps (by default "
+        f"{Config().optimizer.warmup_steps}); --config.optimizer.warmup_steps makes it shorter"
     )
 
 

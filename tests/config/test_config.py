@@ -112,12 +112,28 @@ def test_a_bad_value_is_refused_with_the_name_of_the_setting(section, name, valu
         ("model", {"position": "rotary", "n_embd": 12}, "a head has 3 .* choose an even width"),
         ("optimizer", {"min_learning_rate": 1.0}, "optimizer.min_learning_rate = 1.0"),
         ("optimizer", {"weight_decay": 0.1}, "optimizer.name=adamw"),
-        ("train", {"steps": 50}, r"optimizer\.warmup_steps = 100 .* train\.steps = 50"),
+        ("optimizer", {"warmup_steps": 3001}, r"optimizer\.warmup_steps = 3001 .* train\.steps"),
+        ("model", {"bias": 1}, r"model\.bias = 1 is not of type bool: give a value of this type$"),
     ],
 )
 def test_contradicting_settings_are_refused(section, values, message):
     with pytest.raises(UserError, match=message):
         Config().with_values(section, **values)
+
+
+@pytest.mark.parametrize(
+    ("steps", "warmup_steps"), [(0, 100), (1, 1), (60, 60), (99, 99), (100, 100), (101, 100)]
+)
+def test_a_warmup_nobody_asked_for_is_shortened_to_the_run(steps, warmup_steps):
+    config = Config.from_dict({"train": {"steps": steps}})
+    assert config.optimizer.warmup_steps == warmup_steps
+    assert config.is_warmup_shortened == (warmup_steps < 100)
+    assert Config.from_dict(config.to_dict()) == config
+
+
+def test_a_warmup_somebody_asked_for_is_not_shortened():
+    with pytest.raises(UserError, match=r"optimizer\.warmup_steps = 70 .* train\.steps = 60"):
+        Config.from_dict({"train": {"steps": 60}, "optimizer": {"warmup_steps": 70}})
 
 
 FIELDS = [(name, field.name) for name, cls in SECTIONS.items() for field in dataclasses.fields(cls)]
@@ -145,7 +161,8 @@ def test_any_value_is_refused_in_one_line_or_survives_configdict_and_json(values
     assert from_config_dict(ConfigDict(config.to_dict())) == config
     assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     for (section, name), value in values.items():
-        assert getattr(getattr(config, section), name) == value
+        kept = getattr(getattr(config, section), name)
+        assert kept == value or (name == "warmup_steps" and config.is_warmup_shortened)
 
 
 def test_the_error_for_an_unknown_name_suggests_the_nearest():

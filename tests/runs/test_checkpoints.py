@@ -12,6 +12,7 @@ from steps import target
 from gpt_jax.devices.device_count import start_devices
 from gpt_jax.devices.mesh import make_mesh
 from gpt_jax.errors import UserError
+from gpt_jax.runs import checkpoint_files
 from gpt_jax.runs.checkpoint_list import Saved
 from gpt_jax.runs.checkpoints import Checkpoints
 from gpt_jax.training.state import abstract_state, init_state
@@ -120,3 +121,36 @@ def test_restoring_into_another_shape_is_refused(tmp_path):
         pytest.raises(UserError, match=r"\(3,\) float32 there and \(4,\) float32 here"),
     ):
         checkpoints.restore(1, target((4,)))
+
+
+def test_a_checkpoint_is_flushed_before_an_older_one_is_deleted(tmp_path, monkeypatch):
+    """All its files and folders, and its name; else a power cut could lose both."""
+    events, flush, delete = [], checkpoint_files.flush_path, checkpoint_files.delete
+    monkeypatch.setattr(checkpoint_files, "flush_path", lambda p: (events.append(p), flush(p)))
+    monkeypatch.setattr(
+        checkpoint_files, "delete", lambda p: (events.append(f"delete {p.name}"), delete(p))
+    )
+    with Checkpoints.for_training(tmp_path) as checkpoints:
+        for step in (1, 2, 3):
+            checkpoints.save(step, {"w": jnp.ones(3)}, 1 / step)
+    for step in (1, 2):
+        before = events[: events.index(f"delete {step}")]
+        new = tmp_path / str(step + 1)
+        assert {new, tmp_path} <= {*before[before.index(new) :]}
+        names = {Path(event).name for event in before if Path(event).is_relative_to(new)}
+        assert {"commit_success.txt", "_CHECKPOINT_METADATA", "metrics", "state"} <= names
+    assert {*(tmp_path / "3").rglob("*")} <= {*events}
+    assert [path.name for path in tmp_path.iterdir()] == ["3"]
+
+
+def test_of_equal_losses_the_newest_checkpoint_is_the_best(tmp_path):
+    with Checkpoints.for_training(tmp_path) as checkpoints:
+        for step, loss in ((1, 1.0), (2, 1.0), (3, 2.0)):
+            checkpoints.save(step, {"w": jnp.ones(3)}, loss)
+        assert [saved.step for saved in checkpoints.all()] == [2, 3]
+
+
+def test_the_rest_of_an_interrupted_deletion_is_removed(tmp_path):
+    (tmp_path / "7.deleted.orbax-checkpoint-tmp" / "state").mkdir(parents=True)
+    with Checkpoints.for_training(tmp_path):
+        assert not [*tmp_path.iterdir()]

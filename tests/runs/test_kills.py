@@ -67,7 +67,7 @@ class Killer:
     def beneath(self, name):
         """What is removed in a folder: arrays or other files, of which kind of checkpoint."""
         what = "of arrays " if numberless(name) == "H" else ""
-        is_old = self.removed.folder[-1].isdecimal()
+        is_old = ".deleted." in self.removed.folder
         return what + ("in an old checkpoint" if is_old else "in an incomplete one")
 
 
@@ -144,7 +144,7 @@ def kill_everywhere(target, workdir, text_file):
     return points(workdir)
 
 
-# What Orbax 0.12.8 does. The chain of kills finds other points, too.
+# What Orbax 0.12.8 and the deletion of checkpoints do. The chain of kills finds other points, too.
 STAGES = [
     "os.mkdir checkpoints/N.orbax-checkpoint-tmp",
     "os.mkdir checkpoints/N.orbax-checkpoint-tmp/state.orbax-checkpoint-tmp",
@@ -152,11 +152,12 @@ STAGES = [
     "os.rename checkpoints/N.orbax-checkpoint-tmp/state.orbax-checkpoint-tmp",
     "open checkpoints/N.orbax-checkpoint-tmp/commit_success.txt",
     "os.rename checkpoints/N.orbax-checkpoint-tmp",
-    "shutil.rmtree checkpoints/N",
+    "os.rename checkpoints/N",
+    "shutil.rmtree checkpoints/N.deleted.orbax-checkpoint-tmp",
     "os.remove in an old checkpoint",
     "os.remove of arrays in an old checkpoint",
     "os.rmdir in an old checkpoint",
-    "os.rmdir checkpoints/N",
+    "os.rmdir checkpoints/N.deleted.orbax-checkpoint-tmp",
     "shutil.rmtree checkpoints/N.orbax-checkpoint-tmp",
     "os.remove of arrays in an incomplete one",
     "os.rename samples/N.txt.N.part",

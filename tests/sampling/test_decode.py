@@ -169,7 +169,14 @@ def test_top_k_by_counting_matches_top_k_by_sorting(top_k, monkeypatch):
     counted = _cut_to_top_k(logits, top_k)
     monkeypatch.setattr(sampler, "COUNTED_VOCAB", 10)
     np.testing.assert_array_equal(_cut_to_top_k(logits, top_k), counted)
-    assert jnp.isfinite(counted).sum() >= top_k
+    kept = np.argsort(-logits, kind="stable")[:top_k]  # Of equal logits, the lowest ids.
+    np.testing.assert_array_equal(np.flatnonzero(jnp.isfinite(counted)), np.sort(kept))
+
+
+@pytest.mark.parametrize("size", [5, sampler.COUNTED_VOCAB + 1])
+def test_top_k_of_1_is_greedy_even_if_logits_are_equal(size):
+    logits = jnp.zeros(size).at[jnp.array([3, 4])].set(2.0)
+    assert [int(sample_token(logits, u, 1.0, 1, 1.0)) for u in (0.0, 0.6, 0.99)] == [3, 3, 3]
 
 
 @pytest.mark.parametrize("num_samples", [2, 4, 7])

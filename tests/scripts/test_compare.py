@@ -8,6 +8,7 @@ import compare
 import pytest
 
 from gpt_jax.config import Config
+from gpt_jax.training import pictures
 from gpt_jax.training.log import read_metrics
 
 
@@ -86,3 +87,34 @@ def test_a_run_without_a_log_is_named(other, capsys):
     (other / "metrics.jsonl").unlink()
     assert compare.main(["scripts/compare.py", str(other)]) == 2
     assert re.fullmatch(r"error: .*other has no log yet .*\n", capsys.readouterr().err)
+
+
+UNTRUSTED = ["NaN", "-Infinity", "1e999", "1" + "0" * 400, "1e308", "3e38", "1" + "0" * 30, "true"]
+KEYS = ["step", "train/loss", "val/loss", "tokens_per_s", "elapsed_s"]
+
+
+@pytest.mark.parametrize("number", UNTRUSTED)
+def test_untrusted_numbers_in_a_log_end_neither_the_table_nor_a_picture(
+    other, tmp_path, capsys, recwarn, number
+):
+    """Each key but the step has the number in one line, all have it in the next; then the step."""
+    lines = [dict.fromkeys(KEYS, "1") | {"step": str(step)} for step in range(1, 8)]
+    lines += [{**lines[-1], key: number} for key in KEYS[1:]]
+    lines.append({**dict.fromkeys(KEYS, number), "step": "9"})
+    lines.append({**lines[0], "step": number})
+    rows = [", ".join(f'"{name}": {value}' for name, value in line.items()) for line in lines]
+    (other / "metrics.jsonl").write_text("".join(f"{{{row}}}\n" for row in rows))
+    out, config = tmp_path / "x.png", Config().with_values("model", vocab_size=65)
+    assert compare.main(["scripts/compare.py", str(other), f"--out={out}"]) == 0
+    pictures.draw_loss_curve(read_metrics(other / "metrics.jsonl"), config, out, "run")
+    assert out.read_bytes().startswith(b"\x89PNG")
+    assert not recwarn.list
+
+
+def test_all_that_follows_an_unreadable_line_of_a_log_is_compared(other, tmp_path, capsys):
+    first, second = (other / "metrics.jsonl").read_text().splitlines()
+    (other / "metrics.jsonl").write_text(f"{first}\n?\n{second}\n")
+    assert compare.main(["scripts/compare.py", str(other), f"--out={tmp_path / 'x.png'}"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out.splitlines()[1].split()[1:3] == ["20", "3.7500"]
+    assert printed.err.count("note: ") == printed.err.count("cannot be read") == 1

@@ -1,6 +1,8 @@
 """train.py: its flags, messages and exit status, and bad input."""
 
 import errno
+import json
+import os
 import re
 import shlex
 import signal
@@ -49,6 +51,24 @@ def test_a_finished_run_prints_the_command_for_a_new_one(tmp_path, text_file, ca
     assert out.count("--workdir") == 1
 
 
+def test_a_short_run_shortens_its_warmup_says_so_and_resumes(tmp_path, text_file, capsys):
+    flags = [flag for flag in SMALL if "warmup" not in flag]
+    flags += [f"--config.data.corpus={text_file}", f"--workdir={tmp_path / 'run'}"]
+    assert run(*flags) == 0
+    assert "the warm-up takes all 2 steps (by default 100)" in capsys.readouterr().out
+    record = json.loads((tmp_path / "run" / "config.json").read_text(encoding="utf-8"))
+    assert record["config"]["optimizer"]["warmup_steps"] == 2
+    assert run(*flags) == 0
+    assert "run is finished" in capsys.readouterr().out
+    for steps in (3, 4, 101):
+        capsys.readouterr()
+        assert run(*flags, f"--config.train.steps={steps}", "--resume_allow=train.steps") == 0
+        assert run(*flags, f"--config.train.steps={steps}") == 0
+        assert "run is finished" in capsys.readouterr().out
+    record = json.loads((tmp_path / "run" / "config.json").read_text(encoding="utf-8"))
+    assert record["config"]["optimizer"]["warmup_steps"] == 2
+
+
 def test_the_folder_and_the_recipe_are_printed_before_jax_is_loaded(tmp_path):
     code = (
         "import sys; sys.modules['jax'] = None; sys.path[:0] = ['scripts', '.']\n"
@@ -79,7 +99,20 @@ def test_the_folder_and_the_recipe_are_printed_before_jax_is_loaded(tmp_path):
         (["--config.optimizer.learning_rate=nan"], "learning_rate = nan"),
         (["--config.optimizer.b2=inf"], "b2 = inf"),
         (["--config.sample.top_p=0"], r"sample\.top_p = 0\.0"),
-        (["--config.train.steps=50"], "warmup_steps"),
+        (["--config.train.steps=50", "--config.optimizer.warmup_steps=51"], "warmup_steps = 51"),
+        (["--config.train.steps=5k"], "--config.train.steps=5k is not a whole number in digits: "),
+        (["--config.train.steps="], "--config.train.steps= is not a whole number"),
+        (["--config.model.dropout=low"], "--config.model.dropout=low is not a number: give one"),
+        (["--config.model.bias=maybe"], "--config.model.bias=maybe is neither true nor false"),
+        (["--num_processes=x"], "--num_processes=x is not a whole number"),
+        (["--steps=5"], r"--steps does not exist: did you mean --config\.train\.steps\?"),
+        (["--train.steps=5"], r"--train\.steps does not .* --config\.train\.steps\?"),
+        (["--n_layer=5"], r"--n_layer does not .* --config\.model\.n_layer\?"),
+        (["--config=config/tiny.py"], r"no file 'config/tiny.py': .*=\S*configs/tiny.py\?"),
+        (["--config=tinny"], r"no file 'tinny': did you mean --config=\S*configs/tiny.py\?"),
+        (["--config=gpt2:small"], r"no file 'gpt2': .* --config=\S*configs/gpt2.py:small\?"),
+        (["--config=nothing.py"], r"no file 'nothing.py': choose one of \S*configs/baby.py, "),
+        (["--config=/"], r"no file '/': choose one of "),
         (["--config.data.corpus=/nothing.txt"], "/nothing.txt"),
         (["--workdri=x"], "workdri.*workdir"),
         (["train"], "'train' is not a flag"),
@@ -156,6 +189,33 @@ def test_an_unwritable_folder_gets_one_sentence(tmp_path, text_file, capsys, mon
     assert re.fullmatch(r"error: runs/tiny/metrics.part .*Permission denied.*\n", err)
 
 
+def run_with(flags, text_file, **environment):
+    """The result of `train.py` in a process of its own, with these variables set."""
+    command = [sys.executable, ROOT / "scripts" / "train.py", *SMALL, *flags]
+    command.append(f"--config.data.corpus={text_file}")
+    variables = os.environ | {"PYTHONPATH": str(ROOT)} | environment
+    return subprocess.run(command, capture_output=True, text=True, env=variables, timeout=300)
+
+
+def test_odd_variables_of_other_programs_change_nothing(tmp_path, text_file):
+    """A file gets no escape sequences, and a picture needs no backend of matplotlib."""
+    run = tmp_path / "run"
+    odd = {"FORCE_COLOR": "1", "MPLBACKEND": "nonsense"}
+    done = run_with([f"--workdir={run}"], text_file, **odd)
+    assert done.returncode == 0, done.stderr
+    assert "\x1b" not in done.stdout + done.stderr
+    assert (run / "loss.png").exists()
+
+
+@pytest.mark.parametrize("platform", ["nonsense", "cuda,nonsense"])
+def test_an_unknown_platform_is_named_in_one_sentence(tmp_path, text_file, platform):
+    run = tmp_path / "run"
+    done = run_with([f"--workdir={run}"], text_file, JAX_PLATFORMS=platform)
+    assert done.returncode == 2
+    assert re.fullmatch(rf"error: JAX_PLATFORMS={platform} names a platform .*\n", done.stderr)
+    assert not run.exists()
+
+
 def test_tensorboard_without_its_package_is_refused_at_once(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     assert run("--tensorboard", f"--workdir={tmp_path / 'run'}") == 2
@@ -179,7 +239,9 @@ def test_help_config_shows_every_setting(capsys):
             assert f"{name}={default} {meaning} [{allowed};" in shown, name
 
 
-@pytest.mark.parametrize(("signum", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("signum", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
+)
 def test_after_a_signal_it_says_how_to_resume(tmp_path, monkeypatch, capsys, signum, status):
     before = signal.getsignal(signum)
 

@@ -10,8 +10,9 @@ import pytest
 from gpt_jax import files
 from gpt_jax.config.sections import DataConfig
 from gpt_jax.errors import UserError
-from gpt_jax.runs import Record, same_tokens
+from gpt_jax.runs import Record, same_tokens, write_record
 from gpt_jax.text import corpus, play
+from gpt_jax.text.tokenizer import CharTokenizer
 from gpt_jax.text.tokens import new_tokens
 
 CONTENT = b"First Citizen:\nThis stands for Tiny Shakespeare.\n"
@@ -45,6 +46,68 @@ def test_a_folder_and_a_glob_are_read_in_the_order_of_names(tmp_path):
     assert corpus.load_corpus(str(tmp_path)).text == "A\nB\nC"
     assert corpus.load_corpus(str(tmp_path / "*.*")).text == "A\nB\nD"
     assert corpus.load_corpus(str(tmp_path / "**" / "*.txt")).text == "A\nB\nC"
+
+
+LEFT_OUT = [
+    *(".hidden.txt", ".ipynb_checkpoints/my-checkpoint.txt", "sub/.git/deep/er.txt"),
+    *("__pycache__/a.txt", "sub/node_modules/module/license.txt", "__MACOSX/a.txt"),
+    *("venv/lib/site-packages/x/LICENSE.txt", "$RECYCLE.BIN/a.txt", "my.egg-info/SOURCES.txt"),
+]
+
+
+def write(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+
+
+@pytest.mark.parametrize("name", LEFT_OUT)
+def test_a_folder_leaves_out_hidden_and_system_files_and_folders(name, tmp_path, capsys):
+    write(tmp_path, "a.txt", "sub/b.txt", name)
+    assert corpus.load_corpus(str(tmp_path)).text == "a.txt\nsub/b.txt"
+    expected = rf"note: {tmp_path}: 2 .txt file(s) taken, 1 left out (hidden, "
+    assert capsys.readouterr().err.startswith(expected)
+
+
+def test_a_folder_that_is_named_is_read_even_if_its_own_name_is_hidden(tmp_path):
+    write(tmp_path, ".texts/node_modules/a.txt", ".texts/node_modules/.b.txt")
+    assert corpus.load_corpus(str(tmp_path / ".texts" / "node_modules")).text.endswith("a.txt")
+
+
+@pytest.mark.parametrize("workdir", ["runs/tiny", "."])
+def test_a_folder_leaves_out_what_a_run_wrote_into_it(workdir, small, tmp_path, capsys):
+    write(tmp_path, "a.txt", "samples/mine.txt" if workdir != "." else "other/mine.txt")
+    before = corpus.load_corpus(str(tmp_path))
+    run = tmp_path / workdir
+    small = small.with_values("model", matmul_dtype="float32", vocab_size=65)
+    write_record(run, Record(small, "a.txt", "ab", "cpu", 1), CharTokenizer("ab"))
+    write(run, "samples/80.txt", "checkpoints/80/commit_success.txt")
+    write(run, "checkpoints/damaged-60/state/commit_success.txt")
+    capsys.readouterr()
+    assert corpus.load_corpus(str(tmp_path)) == before
+    assert "2 .txt file(s) taken, 3 left out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("config", ["{}", "[]", "{", '{"format": 1}', "[" * 100_000])
+def test_samples_beside_a_config_of_another_program_are_text(config, tmp_path):
+    write(tmp_path, "samples/a.txt")
+    (tmp_path / "config.json").write_text(config)
+    assert corpus.load_corpus(str(tmp_path)).text == "samples/a.txt"
+
+
+def test_a_folder_without_a_file_to_take_says_how_many_it_leaves_out(tmp_path, capsys):
+    write(tmp_path, ".a.txt", ".b.txt")
+    with pytest.raises(UserError, match="matches no text file"):
+        corpus.load_corpus(str(tmp_path))
+    assert "0 .txt file(s) taken, 2 left out" in capsys.readouterr().err
+
+
+def test_a_glob_takes_what_it_names_and_no_hidden_files_and_prints_no_note(tmp_path, capsys):
+    write(tmp_path, "a.txt", ".b.txt", ".c/d.txt", "node_modules/e.txt")
+    found = corpus.load_corpus(str(tmp_path / "**" / "*.txt")).text
+    assert found == "a.txt\nnode_modules/e.txt"
+    assert corpus.load_corpus(str(tmp_path / ".c" / "*.txt")).text == ".c/d.txt"
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("block", [1, 2, 5, 100])

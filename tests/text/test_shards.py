@@ -55,6 +55,20 @@ def test_prepared_ids_equal_the_ids_of_the_text_in_memory(data, tmp_path, kind, 
     assert names == {"tokens.bin", "tokenizer.json", "index.json"}
 
 
+def test_hidden_files_runs_and_prepared_corpora_are_not_prepared(data, tmp_path, capsys):
+    texts = tmp_path / "texts"
+    expected = prepare(data, tmp_path / "out", 1000, silent)
+    prepare(data, texts / "prepared", 1000, silent)
+    for name in ("prepared/notes.txt", ".ipynb_checkpoints/a.txt"):
+        (texts / name).parent.mkdir(exist_ok=True)
+        (texts / name).write_text("not text")
+    capsys.readouterr()
+    assert prepare(data, tmp_path / "again", 1000, silent) == expected
+    assert "3 .txt file(s) taken, 2 left out" in capsys.readouterr().err
+    (texts / "prepared" / "index.json").rename(texts / "prepared" / "unfinished.json")
+    assert prepare(data, tmp_path / "third", 1000, silent) == expected
+
+
 def test_prepared_vocabulary_equals_that_of_the_text_in_memory(data, tmp_path):
     text = load_corpus(data.corpus).text
     prepare(data, tmp_path / "char", 1000, silent)

@@ -151,7 +151,16 @@ def test_many_runs_have_distinct_lines_and_labels_that_do_not_overlap(figures, t
     assert min(gaps) > 0.04 and heights[0] >= 0 and heights[-1] <= 1
 
 
-def test_drawing_warns_of_nothing(tmp_path):
+@pytest.mark.parametrize(
+    "entries",
+    [
+        ENTRIES,
+        [{"step": 5, "train/loss": 3e38, "elapsed_s": 1e10}],
+        [{"step": 5, "train/loss": 2.0, "elapsed_s": None}, {"step": 6, "train/loss": 2.0}],
+    ],
+)
+def test_drawing_warns_of_nothing(tmp_path, entries):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        draw_loss_curve(ENTRIES, CONFIG, tmp_path / "loss.png", "東京")
+        draw_loss_curve(entries, CONFIG, tmp_path / "loss.png", "東京")
+        draw_comparison({"東京": entries}, tmp_path / "compare.png")

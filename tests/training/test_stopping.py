@@ -1,6 +1,7 @@
 """A run that is asked to stop saves the current step, and the resumed run equals a straight one."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -171,16 +172,63 @@ def test_a_signal_saves_and_exits_and_a_second_one_exits_at_once(
         assert checkpoints.latest_step == int(max(steps))
 
 
-def test_a_signal_is_remembered_until_the_run_asks_and_handlers_are_restored():
-    before = [signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)]
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+@pytest.mark.parametrize("signum", SIGNALS)
+def test_a_signal_is_remembered_until_the_run_asks_and_handlers_are_restored(signum):
+    before = [signal.getsignal(each) for each in SIGNALS]
     with stopping_on_signals() as stopper:
         stopper.check()
-        signal.raise_signal(signal.SIGINT)
-        assert stopper.signum == signal.SIGINT
-        assert stopper.poll() == Stop("SIGINT", 130)
-        with pytest.raises(Stopped, match="SIGINT"):
+        signal.raise_signal(signum)
+        assert stopper.signum == signum
+        assert stopper.poll() == Stop(signum.name, 128 + signum)
+        with pytest.raises(Stopped, match=signum.name):
             stopper.check()
-    assert before == [signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)]
+    assert before == [signal.getsignal(each) for each in SIGNALS]
+
+
+def test_nohup_keeps_its_meaning():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stopping_on_signals() as stopper:
+            signal.raise_signal(signal.SIGHUP)
+            assert stopper.poll() is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+# Opening the terminal by its name makes it the one whose closing sends SIGHUP.
+IN_A_TERMINAL = """
+import os, sys, train
+os.open(os.ttyname(0), os.O_RDWR)
+sys.exit(train.main(sys.argv))
+"""
+
+
+def test_a_closed_terminal_stops_the_run_after_a_save(config, tmp_path):
+    run = tmp_path / "run"
+    flags = {
+        **{"model.block_size": 16, "model.n_layer": 1, "model.n_embd": 16},
+        **{"data.corpus": config.data.corpus, "train.steps": 1_000_000, "train.eval_every": 50},
+        **{"train.checkpoint_every": 1_000_000, "mesh.cpu_devices": 1, "train.log_every": 1},
+    }
+    ours, theirs = os.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", IN_A_TERMINAL, f"--workdir={run}"]
+        + [f"--config.{field}={value}" for field, value in flags.items()],
+        **{"stdin": theirs, "stdout": theirs, "stderr": theirs, "start_new_session": True},
+        env=os.environ | {"PYTHONPATH": f"{ROOT / 'scripts'}:{ROOT}"},
+    )
+    os.close(theirs)
+    shown = b""
+    while not re.search(rb"\b50  +\d\.", shown):  # The row of the first evaluation.
+        shown += os.read(ours, 10_000)
+        assert len(shown) < 100_000, shown
+    os.close(ours)
+    assert process.wait(timeout=120) == 129
+    with Checkpoints.for_reading(run / "checkpoints") as checkpoints:
+        assert checkpoints.latest_step >= 50
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
