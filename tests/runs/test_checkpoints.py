@@ -143,6 +143,23 @@ def test_a_checkpoint_is_flushed_before_an_older_one_is_deleted(tmp_path, monkey
     assert [path.name for path in tmp_path.iterdir()] == ["3"]
 
 
+def test_a_save_is_flushed_before_it_gets_its_name(tmp_path, monkeypatch):
+    """Else a power cut could leave a checkpoint with a name and empty files, which hides others."""
+    early, flush, final = set(), checkpoint_files.flush_path, tmp_path / "1"
+
+    def record(path):
+        if not final.exists():
+            early.add(path.relative_to(tmp_path / "1.orbax-checkpoint-tmp"))
+        flush(path)
+
+    monkeypatch.setattr(checkpoint_files, "flush_path", record)
+    with Checkpoints.for_training(tmp_path) as checkpoints:
+        checkpoints.save(1, {"w": jnp.ones(3)}, 1.0)
+    written = [path for path in final.rglob("*") if path.is_file() and path.stat().st_size]
+    assert {path.relative_to(final) for path in written} - {Path("commit_success.txt")} <= early
+    assert len(early) > 5
+
+
 def test_of_equal_losses_the_newest_checkpoint_is_the_best(tmp_path):
     with Checkpoints.for_training(tmp_path) as checkpoints:
         for step, loss in ((1, 1.0), (2, 1.0), (3, 2.0)):
