@@ -34,20 +34,23 @@ from gpt_jax.config import (
     check_field,
     checked,
 )
-from gpt_jax.devices import make_mesh, own_devices
+from gpt_jax.devices import make_mesh, own_devices, pinned_settings, pinned_steps
 from gpt_jax.errors import UserError
+from gpt_jax.files import absolute
 from gpt_jax.model import GPT, unrolled
 from gpt_jax.runs import existing_record, matching_tokenizer
-from gpt_jax.runs.checkpoints import Checkpoints
+from gpt_jax.runs.recovery import restore_for_reading
 from gpt_jax.sampling import encode_prompt, known_prompt, stream
 from gpt_jax.text import TextStream, Tokenizer
 from gpt_jax.text.windows import evaluation_windows
+from gpt_jax.training.memory import check_sampling, check_windows
 from gpt_jax.training.state import abstract_state
 from gpt_jax.training.step import token_losses
 
 WINDOWS_AT_ONCE = 8
 
 
+@pinned_settings()
 def load(folder: str | os.PathLike[str], step: str | int = "best") -> "TrainedModel":
     """Loads a run's model from one of its checkpoints, onto the first device.
 
@@ -56,15 +59,15 @@ def load(folder: str | os.PathLike[str], step: str | int = "best") -> "TrainedMo
       step: "best" (by validation loss), "latest", or the number of a step.
 
     Raises:
+      TypeError: if `folder` is not a path.
       UserError: if there is no such run or checkpoint, or if it cannot be read.
     """
-    workdir = Path(folder).expanduser().absolute()
+    workdir = absolute(Path(folder))
     config = existing_record(workdir).config
     tokenizer = matching_tokenizer(workdir, config)
     alone = make_mesh(MeshConfig(), own_devices()[:1])
-    with Checkpoints.for_reading(workdir / "checkpoints") as checkpoints:
-        saved = checkpoints.find(str(step))
-        params = checkpoints.restore_evaluated(saved.step, abstract_state(config, alone))
+    abstract = abstract_state(config, alone)
+    saved, params = restore_for_reading(workdir / "checkpoints", str(step), abstract)
     model, params = unrolled(config.model, params)
     config = dataclasses.replace(config, model=model)
     return TrainedModel(workdir, config, tokenizer, params, saved.step, saved.val_loss)
@@ -178,6 +181,8 @@ class TrainedModel:
         checked("num_samples", num_samples, int, POSITIVE)
         checked("piece", piece, int, NOT_NEGATIVE)
         checked("stop", stop, str, ANY)
+        devices = jax.local_devices() if num_samples > 1 else self._devices
+        check_sampling(self.config.model, num_samples, devices)
         ids = encode_prompt(self.tokenizer, chosen.prompt)
         texts = [TextStream(self.tokenizer, stop) for _ in range(num_samples)]
         return self._pieces(chosen, ids, texts, seed, piece)
@@ -191,13 +196,19 @@ class TrainedModel:
             self.config.model, params, ids, chosen, seed, len(texts), piece,
             self.tokenizer.vocab_size,
         )  # fmt: skip
-        for new_BT in drawn:
+        for new_BT in pinned_steps(drawn):
             yield [text.add(new_T) for text, new_T in zip(texts, new_BT, strict=True)]
             if all(text.stopped for text in texts):
                 return
         yield [text.add([], final=True) for text in texts]
 
+    @property
+    def _devices(self) -> list[jax.Device]:
+        """Where the parameters are: the first device."""
+        return list(jax.tree.leaves(self.params)[0].devices())
+
     @functools.cached_property
+    @pinned_settings()
     def _params_everywhere(self) -> Any:
         """The parameters on every device. The devices share the samples of a batch."""
         mesh = make_mesh(MeshConfig(), jax.local_devices())
@@ -214,6 +225,7 @@ class TrainedModel:
             prompt = known_prompt(self.tokenizer, self.config.sample.prompt)
         return dataclasses.replace(self.config.sample, prompt=prompt, **options)
 
+    @pinned_settings()
     def token_losses(self, text: str) -> np.ndarray:
         """-ln p of every token of `text` but the first, in nats, shape (tokens - 1,).
 
@@ -222,14 +234,16 @@ class TrainedModel:
         are the probabilities.
 
         Raises:
-          UserError: for fewer than two tokens, or a character that is not in the vocabulary.
+          UserError: for fewer than two tokens, a character that is not in the vocabulary, or
+            another type than str.
         """
-        ids = self.tokenizer.encode(text)
+        ids = self.tokenizer.encode(checked("text", text, str, ANY))
         if len(ids) < 2:
             raise UserError(
                 f"{text!r} has {len(ids)} token(s), but a loss needs two: give a longer text"
             )
         size = self.config.model.block_size
+        check_windows(self.config.model, WINDOWS_AT_ONCE, self._devices)
         count = -(-(len(ids) - 1) // size)
         padded = np.pad(ids, (0, count * size + 1 - len(ids)))
         windows_NW = evaluation_windows(padded, size)
@@ -248,10 +262,12 @@ class TrainedModel:
         """Mean of `token_losses`, in nats per token. Raises UserError as `token_losses` does."""
         return float(self.token_losses(text).mean(dtype=np.float64))
 
+    @pinned_settings()
     def next_token(self, prompt: str) -> list[tuple[str, float]]:
         """Every token and its probability after `prompt`, likeliest first. Raises as `generate`."""
         size = self.config.model.block_size
-        ids = encode_prompt(self.tokenizer, prompt)[-size:]
+        check_windows(self.config.model, 1, self._devices)
+        ids = encode_prompt(self.tokenizer, checked("prompt", prompt, str, ANY))[-size:]
         window_T = np.pad(ids, (0, size - len(ids)))
         n_tokens = self.tokenizer.vocab_size  # The model's vocabulary may be padded.
         p_V = np.asarray(

@@ -3,11 +3,14 @@
 import io
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
+import early_exit
 import flag_errors
 from absl import flags
 from flag_errors import TINY
@@ -15,11 +18,12 @@ from ml_collections import config_flags
 from rich.console import Console
 
 from gpt_jax.config import Config, check_field, from_config_dict
-from gpt_jax.errors import UserError
-from gpt_jax.training.display import facts
+from gpt_jax.errors import UserError, out_of_memory
+from gpt_jax.files import remove_unfinished, special_kind
+from gpt_jax.training.display import facts, harmless
+from gpt_jax.training.stopping import SIGNALS, handling
 
 BAD_INPUT = 2
-INTERRUPTED = 130
 CLOSED_PIPE = 141  # What a shell reports for a program that SIGPIPE ended.
 
 # A flag: name, type, default and meaning. The type is str, int, float, bool, list (a text that can
@@ -50,29 +54,43 @@ def run(
       takes_words: whether words that are not flags are allowed.
 
     Returns: the exit status: what `main` returns or 0; 2 for an error that the user can correct
-      (one sentence on stderr); 130 after Ctrl-C; 141 if the reader of standard output closed it.
+      (one sentence on stderr); 128 plus the number of the signal that ended it, such as 130 after
+      Ctrl-C; 141 if the reader of standard output closed it.
     """
     _prepare_streams()
     try:
-        values, words = _parse(own_flags, list(argv), takes_config)
-        if words and not takes_words:
-            raise UserError(f"{words[0]!r} is not a flag: see --help")
-        if values.help:
-            print(f"{usage}\nFlags:\n{flags_help(values)}")
-            status = 0
-        else:
-            status = main(values, words) or 0
-        sys.stdout.flush()
+        with handling(_interrupt):
+            values, words = _parse(own_flags, list(argv), takes_config)
+            if words and not takes_words:
+                raise UserError(f"{words[0]!r} is not a flag: see --help")
+            if values.help:
+                print(f"{usage}\nFlags:\n{flags_help(values)}")
+                status = 0
+            else:
+                status = main(values, words) or 0
+            sys.stdout.flush()
     except BrokenPipeError:  # As in `sample.py | head`: the reader wants no more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return CLOSED_PIPE
-    except (UserError, OSError) as error:
-        tell(f"error: {_explained(error)}")
+    except Exception as error:
+        if not (sentence := _explained(error)):
+            raise
+        tell(f"error: {sentence}")
         return BAD_INPUT
-    except KeyboardInterrupt:
+    except early_exit.Interrupted as interrupted:
         tell("\ninterrupted")
-        return INTERRUPTED
+        return interrupted.status
     return status
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    """Handles the first signal: the script cleans up and ends. A second one ends it at once."""
+    if early_exit.is_in_a_library(frame):
+        remove_unfinished()
+        early_exit.leave(signum)
+    for each in SIGNALS:
+        signal.signal(each, early_exit.leave)
+    raise early_exit.Interrupted(signum)
 
 
 VALUES = {"int": "N", "float": "X", "string": "TEXT", "multi string": "TEXT"}
@@ -100,10 +118,15 @@ def _meaning(flag: flags.Flag) -> str:
     return f"{text} Default: {flag.default}." if has_default else text
 
 
+def say(text: str, end: str = "\n") -> None:
+    """Prints a result on standard output: on a terminal without control characters."""
+    print(harmless(text, sys.stdout.isatty()), end=end, flush=True)
+
+
 def tell(line: str) -> None:
-    """Prints a message, which is not a result, on stderr if that is still open."""
+    """Prints a message, which is not a result, on stderr if that is still open. See `say`."""
     try:
-        print(line, file=sys.stderr, flush=True)
+        print(harmless(line, sys.stderr.isatty()), file=sys.stderr, flush=True)
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
@@ -129,13 +152,16 @@ def _prepare_streams() -> None:
         sys.stdout.reconfigure(errors="replace")
 
 
-def _explained(error: UserError | OSError) -> str:
-    """The error in one sentence: what is wrong and what to do."""
+def _explained(error: Exception) -> str:
+    """The error in one sentence: what is wrong and what to do. Empty for one that is our fault."""
     if isinstance(error, UserError):
         return str(error)
+    if not isinstance(error, OSError):
+        return out_of_memory(error)
+    what = error.filename or "standard output or another file"
     return (  # A problem with the user's disk that no module expects.
-        f"{error.filename or 'a file'} cannot be read or written ({error.strerror or error}): "
-        "check its folder, its permissions and the space left"
+        f"{what} cannot be read or written ({error.strerror or error}): check its folder, its "
+        "permissions and the space left"
     )
 
 
@@ -161,8 +187,13 @@ def _parse(
     except Exception as error:  # A config file is Python and can raise anything.
         if "config" not in values and not isinstance(error, flags.Error):
             raise
-        files = re.findall(r"(?:^|\0)--?config[=\0]([^\0]*)", "\0".join(argv)) or [TINY]
+        files = _config_files(argv) or [str(TINY)]
         raise UserError(flag_errors.sentence(error, files[-1], takes_config)) from error
+
+
+def _config_files(argv: list[str]) -> list[str]:
+    """The values of --config in a command line."""
+    return re.findall(r"(?:^|\0)--?config[=\0]([^\0]*)", "\0".join(argv))
 
 
 def _define_flags(values: flags.FlagValues, own_flags: Sequence[Flag]) -> None:
@@ -176,6 +207,9 @@ def _define_flags(values: flags.FlagValues, own_flags: Sequence[Flag]) -> None:
 
 def _define_config(values: flags.FlagValues, argv: list[str]) -> None:
     """Adds --config and its overrides. The default is the tutorial's model."""
+    for file in _config_files(argv):
+        if kind := special_kind(Path(file.partition(":")[0])):
+            raise UserError(f"--config={file} is {kind}: name a file, such as configs/tiny.py")
     # The loader would reuse the module of the last config file that this process loaded.
     sys.modules.pop("config_config", None)
     config_flags.DEFINE_config_file(

@@ -3,8 +3,8 @@
     python scripts/evaluate.py --workdir=runs/tiny
     python scripts/evaluate.py --workdir=runs/tiny --step=best --json
 
-Without --workdir: the newest run in runs/. The corpus must still be where it
-was when the run began.
+Without --workdir: the newest run in runs/. --corpus says where its text lies if
+that has moved since the run trained.
 """
 
 import dataclasses
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import command_line
 from absl import flags
 
+from gpt_jax.files import expanded
 from gpt_jax.runs import newest_run
 from gpt_jax.training.log import json_line
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 FLAGS = (
     command_line.WORKDIR,
     ("step", str, "latest", "Checkpoint: latest, best, or the number of a step."),
+    ("corpus", str, "", "Where the run's text lies now; default: where the run found it."),
     ("json", bool, False, "Print one JSON object with all digits."),
 )
 
@@ -37,18 +39,19 @@ def main(argv: Sequence[str]) -> int:
 
 def evaluate(values: flags.FlagValues, words: list[str]) -> None:
     """Evaluates a checkpoint and prints its losses."""
-    workdir = Path(values.workdir).expanduser() if values.workdir else newest_run(Path("runs"))
+    workdir = expanded(values.workdir) if values.workdir else newest_run(Path("runs"))
     command_line.tell(f"evaluating {workdir}")  # Loading JAX takes seconds.
     from gpt_jax.devices.compiler import set_up_compiler
     from gpt_jax.training import evaluation
 
     set_up_compiler()
-    found = evaluation.evaluate(workdir, values.step)
+    found = evaluation.evaluate(workdir, values.step, values.corpus)
     if values.json:
-        print(f"{workdir}, step {found.step:,}", file=sys.stderr)
+        command_line.tell(f"{workdir}, step {found.step:,}")
         print(json_line(dataclasses.asdict(found)), end="")
     else:
-        print(f"{workdir}, step {found.step:,}, validation text: the end of {found.corpus}")
+        where = f"validation text: the end of {found.corpus}"
+        command_line.say(f"{workdir}, step {found.step:,}, {where}")
         print(table(found))
 
 

@@ -16,6 +16,7 @@ from absl import flags
 
 import gpt_jax
 from gpt_jax.errors import UserError
+from gpt_jax.files import absolute, expanded
 from gpt_jax.runs import newest_run
 
 FLAGS = (
@@ -36,13 +37,13 @@ def export(values: flags.FlagValues, words: list[str]) -> None:
         raise UserError("--out is not given: name the folder to create")
     from gpt_jax.gpt2 import check_new, export_folder  # Loads JAX, so after bad flags.
 
-    workdir = Path(values.workdir).expanduser() if values.workdir else newest_run(Path("runs"))
-    out = Path(values.out).expanduser().absolute()
+    workdir = expanded(values.workdir) if values.workdir else newest_run(Path("runs"))
+    out = absolute(values.out)
     check_new(out)  # Before the model is loaded.
     command_line.tell(f"loading {workdir}")
     model = gpt_jax.load(workdir, values.step)
     export_folder(model.config.model, model.params, model.tokenizer, out)
-    print(f"{workdir}, step {model.step:,} ({model.described_loss}): exported to {out}")
+    command_line.say(f"{workdir}, step {model.step:,} ({model.described_loss}): exported to {out}")
 
 
 if __name__ == "__main__":

@@ -8,9 +8,11 @@ from absl import flags
 
 from gpt_jax.config import SECTIONS
 from gpt_jax.config.table import section_rows
+from gpt_jax.errors import UserError
 from gpt_jax.training.display import short_path
 
 TINY = Path(__file__).parent.parent / "configs" / "tiny.py"
+OURS = f"{UserError.__module__}.{UserError.__name__}: "  # Before its sentence in a traceback.
 # The words of absl and Python about a value, and ours.
 VALUES = {
     "invalid literal for int": "is not a whole number in digits: give one such as 5000",
@@ -30,9 +32,19 @@ def sentence(error: Exception, config_file: str | Path, takes_config: bool = Tru
     if isinstance(error, flags.Error) and "Traceback" not in str(error):
         setting = _setting(error) if takes_config else ""
         return setting or _value(last) or f"{last.rstrip('.')} (--help shows all flags)"
-    return _missing(str(config_file)) or (
-        f"{config_file} cannot be read as a config file ({last}): correct it"
-    )
+    if known := _missing(str(config_file)) or _variant(str(config_file), last):
+        return known
+    return f"{config_file} cannot be read as a config file ({last}): correct it"
+
+
+def _variant(config_file: str, last: str) -> str:
+    """A sentence about what follows the colon in --config=gpt2.py:small; else empty."""
+    if last.startswith(OURS):
+        return f"--config={config_file}: {last.removeprefix(OURS)}"
+    if "get_config() takes 0 positional arguments but 1 was given" in last:
+        path = config_file.partition(":")[0]
+        return f"{path} has no sizes to choose from: leave out what follows its name in --config"
+    return ""
 
 
 def _value(message: str) -> str:

@@ -2,10 +2,11 @@
 
 import contextlib
 import dataclasses
+import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
-from command_line import tell
+from command_line import say, tell
 
 from gpt_jax.config import INT32, SampleConfig, checked
 from gpt_jax.errors import UserError
@@ -39,6 +40,7 @@ def converse(model: "TrainedModel", settings: dict[str, Any], prompt: str = "") 
     """
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 - gives input() its history.
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # Ctrl-C stops a text only.
     tell(HELP)
     text, line = "", prompt or read_line()
     while line not in (None, "/quit", "/q"):
@@ -120,9 +122,9 @@ def complete(model: "TrainedModel", settings: dict[str, Any], text: str, prompt:
     with contextlib.suppress(KeyboardInterrupt):
         for [piece] in pieces:
             if prompt or whole:  # The last text is on the screen already.
-                print(piece, end="", flush=True)
+                say(piece, end="")
             whole.append(piece)
     with contextlib.suppress(KeyboardInterrupt):  # From a second Ctrl-C.
-        print(flush=True)
+        say("")
     settings["seed"] = (settings["seed"] + 1) % 2**31
     return "".join(whole)

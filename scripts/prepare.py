@@ -19,8 +19,10 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 
 from gpt_jax.config import POSITIVE, DataConfig, checked
 from gpt_jax.errors import UserError
+from gpt_jax.files import absolute
 from gpt_jax.runs import one_writer
 from gpt_jax.text import preparation, shards
+from gpt_jax.text.corpus_index import Index
 
 DATA = DataConfig()
 FLAGS = (
@@ -43,7 +45,7 @@ def prepare(values: flags.FlagValues, words: list[str]) -> None:
     """Prepares or checks a folder, and prints what it holds."""
     if not values.out:
         raise UserError("--out is missing: name the folder for the ids, such as prepared/mine")
-    folder = Path(values.out).expanduser().absolute()
+    folder = absolute(values.out)
     if values.check:
         with progress() as tell:
             index = shards.check(folder, tell)
@@ -56,7 +58,7 @@ def prepare(values: flags.FlagValues, words: list[str]) -> None:
     )
 
 
-def made(values: flags.FlagValues, folder: Path) -> shards.Index:
+def made(values: flags.FlagValues, folder: Path) -> Index:
     """The index of the corpus, after writing the missing shards."""
     if not values.corpus:
         raise UserError("--corpus is missing: name a file, folder or glob of UTF-8 text")

@@ -20,7 +20,7 @@ from absl import flags
 import gpt_jax
 from gpt_jax.config import INT32, POSITIVE, MeshConfig, SampleConfig, checked
 from gpt_jax.errors import UserError
-from gpt_jax.files import replacing
+from gpt_jax.files import expanded, replacing
 from gpt_jax.runs import newest_run
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def sample(values: flags.FlagValues, words: list[str]) -> None:
         **options,
     )
     if values.out:
-        write(pieces, Path(values.out).expanduser())
+        write(pieces, expanded(values.out))
     else:
         show(pieces)
 
@@ -113,10 +113,10 @@ def show(pieces: Iterable[list[str]]) -> None:
     """Prints the first text while it is drawn, then the others."""
     made = []
     for piece in pieces:
-        print(piece[0], end="", flush=True)
+        command_line.say(piece[0], end="")
         made.append(piece)
     texts = ["".join(parts) for parts in zip(*made, strict=True)]
-    print(joined(texts)[len(texts[0]) :], end="")
+    command_line.say(joined(texts)[len(texts[0]) :], end="")
 
 
 def write(pieces: Iterable[list[str]], path: Path) -> None:

@@ -27,6 +27,7 @@ from rich.table import Column, Table
 from gpt_jax.config import ALLOWED, FIXED, FREE, SECTIONS, Cluster, Config
 from gpt_jax.config.table import section_rows
 from gpt_jax.errors import UserError
+from gpt_jax.files import absolute
 from gpt_jax.training.display import LABEL_WIDTH, RunConsole, facts, short_path, show
 from gpt_jax.training.stopping import ALREADY_FINISHED, stopping_on_signals
 
@@ -54,6 +55,7 @@ FLAGS: Sequence[command_line.Flag] = (
     ("process_id", int, None, "Number of this process, from 0."),
     ("join_timeout", int, 300, "Seconds to wait for the other processes at the start."),
 )
+DEFAULT = " (the default)"
 CHANGES = {FREE: "may change", ALLOWED: "with --resume_allow", FIXED: "fixed"}
 
 
@@ -65,7 +67,7 @@ def main(argv: Sequence[str]) -> int:
             show_settings()
             return None
         config, cluster = command_line.read_config(values), read_cluster(values)
-        init_from = values.init_from and str(Path(values.init_from).expanduser().absolute())
+        init_from = values.init_from and str(absolute(values.init_from))
         if values.plan:
             if cluster:
                 raise UserError(
@@ -76,9 +78,9 @@ def main(argv: Sequence[str]) -> int:
             return None
         recipe = command_line.config_file(values)
         default = default_workdir(init_from or recipe)
-        workdir = Path(values.workdir or default).expanduser().absolute()
+        workdir = absolute(values.workdir or default)
         if cluster is None or cluster.process_id == 0:
-            show_beginning(workdir, recipe)
+            show_beginning(workdir, recipe, values["config"].using_default_value)
         from gpt_jax.runs import one_writer  # Loads NumPy, so after the first lines.
 
         # Takes the folder before JAX is loaded; several processes must meet first.
@@ -88,11 +90,12 @@ def main(argv: Sequence[str]) -> int:
     return command_line.run(show_or_train, FLAGS, argv, __doc__ or "", takes_config=True)
 
 
-def show_beginning(workdir: Path, recipe: str) -> None:
+def show_beginning(workdir: Path, recipe: str, is_default: bool) -> None:
     """Prints where the run is and what it follows, before JAX is loaded, which takes seconds."""
     console = RunConsole()
     room = console.width - LABEL_WIDTH
-    rows = [("run", short_path(workdir, room)), ("recipe", short_path(recipe, room))]
+    recipe = short_path(recipe, room - len(DEFAULT)) + DEFAULT * is_default
+    rows = [("run", short_path(workdir, room)), ("recipe", recipe)]
     show(console, facts(rows, console.width))
 
 
@@ -137,9 +140,13 @@ def train(
             config, workdir, values.tensorboard, values.resume_allow, stopper, init_from
         )
     if stop.is_resumable:
-        command_line.tell(f"\nstopped by {stop.reason}: the same command resumes the run")
+        command_line.tell(
+            f"\nstopped by {stop.reason} after step {stop.step:,}: the same command resumes the run"
+        )
     if stop == ALREADY_FINISHED:
-        print(f"The run is finished: {config.train.steps:,} steps. To start a new one like it:")
+        print(f"The run is finished: {config.train.steps:,} steps. To train it for longer:")
+        print(f"  {longer_run_command(argv, config.train.steps)}")
+        print("To start a new one like it:")
         print(f"  {new_run_command(argv, workdir)}")
     return stop.status
 
@@ -190,7 +197,7 @@ def plan_rows(plan: "Plan") -> list[tuple[str, str, str]]:
         *([average] if plan.average_bytes else []),
         ("devices", f"{plan.devices:,}", " x ".join(f"{axis} {size}" for axis, size in axes)),
         ("state per device", megabytes(plan.state_bytes), "parameters, optimizer, average"),
-        ("step per device", megabytes(plan.step_bytes), f"activations, gradients: {bound}"),
+        ("step per device", megabytes(plan.step_bytes), f"batch, activations, gradients: {bound}"),
         *sent,
         ("tokens per step", f"{plan.tokens:,}", layout),
         ("TFLOP per step", f"{plan.flops / 1e12:,.3f}", "6 N + 12 L C T per token"),
@@ -208,6 +215,12 @@ def default_workdir(config_file: str) -> Path:
     """runs/tiny for configs/tiny.py, runs/gpt2-small for configs/gpt2.py:small."""
     path, _, argument = config_file.partition(":")
     return Path("runs") / "-".join(filter(None, [Path(path).stem, argument]))
+
+
+def longer_run_command(argv: Sequence[str], steps: int) -> str:
+    """The same command line with twice the steps, which the run is allowed to take."""
+    more = f"--config.train.steps={2 * steps or 1000}"
+    return shlex.join([sys.executable, *argv, more, "--resume_allow=train.steps"])
 
 
 def new_run_command(argv: Sequence[str], workdir: Path) -> str:
@@ -233,8 +246,9 @@ def leave(status: int) -> NoReturn:
     processes = sys.modules.get("gpt_jax.devices.processes")
     if processes is not None and processes.several():
         sys.exit(status)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # Its disk is full.
+            stream.flush()
     os._exit(status)
 
 

@@ -7,9 +7,10 @@ import io
 import os
 import random
 import shutil
+import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,24 @@ def free_programs() -> Iterator[None]:
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keeps tests out of the user's cache folder."""
     monkeypatch.setenv("GPT_JAX_CACHE", str(tmp_path / "cache"))
+
+
+class WaitedForAPipe(BaseException):
+    """Ends a test that would wait forever. No handler of errors catches it."""
+
+
+@pytest.fixture
+def mkfifo() -> Iterator[Callable[[str | Path], None]]:
+    """Makes pipes that nobody writes to. A test that waits for one for a minute fails."""
+
+    def fail(*_: object) -> None:
+        raise WaitedForAPipe
+
+    before = signal.signal(signal.SIGALRM, fail)
+    signal.alarm(60)
+    yield os.mkfifo
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture(scope="session")

@@ -105,7 +105,7 @@ def test_a_text_ends_before_the_stop_string(run, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"prompt": "Theπ"}, r"'π' \(U\+03C0\) at position 3"),
+        ({"prompt": "Theπ"}, r"'π' \(U\+03C0\) in line 1, column 4"),
         ({"temperature": -1}, r"sample\.temperature = -1\.0"),
         ({"temperature": float("nan")}, r"sample\.temperature = nan"),
         ({"top_k": -1}, r"sample\.top_k = -1"),
@@ -131,6 +131,46 @@ def test_numbers_of_samples_and_pieces_and_option_names_are_checked(run):
         run.stream(piece=-1)
     with pytest.raises(UserError, match="max_tokens does not exist: did you mean max_new_tokens"):
         run.generate_batch(max_tokens=3)
+
+
+NO_TEXT = [5, None, True, b"To be", ["T"], np.zeros(3)]
+NO_COUNT = [-1, 2.0, True, None, "2", [2], 1j, float("nan"), 2**63, 10**400]
+BAD_CALLS = [
+    *((name, (text,), {}) for name in ("loss", "token_losses", "next_token") for text in NO_TEXT),
+    *(("generate", (text,), {}) for text in NO_TEXT if text is not None),
+    *(("generate_batch", ("T", count), {}) for count in (0, *NO_COUNT)),
+    *(("stream", ("T",), {name: n}) for name in ("piece", "seed", "top_k") for n in NO_COUNT),
+    *(("stream", ("T",), {"max_new_tokens": count}) for count in NO_COUNT),
+    *(("stream", ("T",), {"temperature": x}) for x in (-1, True, None, "hot", [1], 1j, 10**400)),
+    *(("stream", ("T",), {"top_p": x}) for x in (-1, 0, 2, True, None, "x", [1], 10**400)),
+    *(("stream", ("T",), {"stop": text}) for text in NO_TEXT),
+    *(("stream", ("T",), {name: 1}) for name in ("foo", "", "__class__")),
+]
+
+
+@pytest.mark.parametrize(("method", "arguments", "options"), BAD_CALLS, ids=lambda x: repr(x)[:40])
+def test_a_wrong_type_or_value_is_refused_at_the_call(run, method, arguments, options):
+    with pytest.raises(UserError):
+        getattr(run, method)(*arguments, **options)
+
+
+@pytest.mark.parametrize("folder", [5, None, True, b"runs/tiny", ["runs/tiny"]])
+def test_a_folder_that_is_no_path_is_a_type_error(folder):
+    with pytest.raises(TypeError, match="str"):
+        gpt_jax.load(folder)
+
+
+@pytest.mark.parametrize("folder", ["", "a\0b", "~nobody-here/run", "\ud800", "x" * 10_000])
+def test_a_path_without_a_run_is_refused(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError):
+        gpt_jax.load(folder)
+
+
+@pytest.mark.parametrize("step", [None, True, 1.0, -1, b"best", "", "../200", [200], 10**400])
+def test_a_step_of_another_kind_is_refused(trained, step):
+    with pytest.raises(UserError, match="has no step"):
+        gpt_jax.load(trained, step)
 
 
 def test_numpy_numbers_are_accepted(run):
@@ -214,7 +254,7 @@ def test_a_run_without_a_checkpoint_is_rejected(copy):
 
 
 def test_a_missing_step_is_rejected(trained):
-    with pytest.raises(UserError, match="no step '7': choose best, latest or one of"):
+    with pytest.raises(UserError, match="no step '7': the steps are 100 and 200; give"):
         gpt_jax.load(trained, 7)
 
 
@@ -236,6 +276,7 @@ def test_a_missing_step_is_rejected(trained):
 def test_a_checkpoint_that_does_not_fit_its_config_is_rejected(copy, name, value, words):
     record = json.loads((copy / "config.json").read_text(encoding="utf-8"))
     record["config"]["model"][name] = value
+    del record["digests"]  # As in an older version; otherwise the edit is refused.
     (copy / "config.json").write_text(json.dumps(record), encoding="utf-8")
     with pytest.raises(UserError, match=words) as error:
         gpt_jax.load(copy)
@@ -249,5 +290,5 @@ def test_a_damaged_checkpoint_is_named(copy, part):
         shutil.rmtree(damaged)
     else:
         damaged.write_text("{")
-    with pytest.raises(UserError, match=r"cannot be restored .* try again, or choose another"):
+    with pytest.raises(UserError, match=r"/200 cannot be restored .*(choose another|try again)"):
         gpt_jax.load(copy, "latest")

@@ -26,7 +26,16 @@ TRAIN = "python3 -m venv .venv && .venv/bin/pip install -e . && .venv/bin/python
 TEST = 'python3 -m venv .venv && .venv/bin/pip install -e ".[dev]" && .venv/bin/pytest -n auto'
 
 # What no user needs every day, and the parts of other scripts.
-NOT_IN_TABLE = ("benchmark", "soak", "power_cut", "command_line", "flag_errors", "interactive")
+NOT_IN_TABLE = (
+    "benchmark",
+    "soak",
+    "power_cut",
+    "campaign",
+    "command_line",
+    "early_exit",
+    "flag_errors",
+    "interactive",
+)
 
 SHORT = [
     "--config.model.block_size=16",
@@ -42,7 +51,7 @@ SHORT_PROGRAM = ('{"steps": 200}', '{"steps": 2}, "optimizer": {"warmup_steps": 
 # These need minutes, a GPU or other processes, or another test runs them: only their flags are
 # checked.
 NOT_RUN = (
-    *("soak.py", "power_cut.py", "benchmark.py", "baby.py", "--distributed"),
+    *("soak.py", "power_cut.py", "campaign.py", "benchmark.py", "baby.py", "--distributed"),
     *("gpt2.py:small --config.train",),
     *("--config.model.attention=cudnn", "--config.model.remat"),
     *("--config.optimizer.matrix_learning_rate", "--config.data.val_fraction"),

@@ -15,27 +15,29 @@ HOUSE = {
     "": ["errors", "files"],
     "config": ["setting", "sections", "config", "table", "cluster"],
     "text": [
-        *("play", "corpus", "bpe", "tokenizer", "tokenizer_file", "text_stream", "shards"),
-        *("tokens", "preparation", "windows"),
+        *("play", "utf8_files", "corpus", "pieces", "extra_tokens", "bpe", "tokenizer"),
+        *("tokenizer_file", "corpus_index", "text_stream", "shards", "tokens", "preparation"),
+        "windows",
     ],
     "model": [
         *("random_bits", "dropout", "initializers", "activations", "layers", "attention"),
         *("blocks", "stacking", "gpt"),
     ],
     "devices": [
-        *("hardware", "device_count", "mesh", "batch_layout", "sharding", "processes", "compiler"),
+        *("jax_settings", "hardware", "device_count", "mesh", "batch_layout", "sharding"),
+        *("processes", "compiler"),
     ],
     "runs": [
         *("lock", "checkpoint_list", "record", "resume", "checkpoint_files", "damage", "digest"),
-        *("checkpoints", "recovery"),
+        *("silence", "literal_names", "checkpoints", "recovery"),
     ],
     "sampling": ["sampler", "decode", "prompt"],
-    "gpt2": ["names", "tensors", "folder", "export"],
+    "gpt2": ["names", "config_json", "tensors", "folder", "export"],
     "training": [
-        *("optimizer", "state", "step", "communication", "run", "plan", "evaluation"),
-        *("log", "clock", "display", "curves", "pictures", "stopping", "tensorboard"),
+        *("optimizer", "state", "step", "communication", "memory", "run", "plan"),
+        *("evaluation", "log", "clock", "display", "curves", "pictures", "stopping", "tensorboard"),
         *("monitor", "summary", "finish", "beginning"),
-        *("meeting", "loop", "benchmark"),
+        *("divergence", "meeting", "loop", "benchmark"),
     ],
     "api": [],
 }
@@ -167,12 +169,13 @@ def test_importing_the_package_loads_nothing_heavy():
     assert done.stdout.strip() == "[]"
 
 
-def test_importing_every_module_starts_no_device_and_sets_no_variable():
+def test_importing_every_module_starts_no_device_and_changes_no_variable_or_setting():
     code = (
-        "import os; before = dict(os.environ)\n"
+        "import os, jax; before = dict(os.environ), dict(jax.config.values)\n"
         f"for name in {ORDER}: __import__('gpt_jax.' + name)\n"
         "from jax._src import xla_bridge\n"
-        "print(xla_bridge.backends_are_initialized(), dict(os.environ) == before)"
+        "after = dict(os.environ), dict(jax.config.values)\n"
+        "print(xla_bridge.backends_are_initialized(), after == before)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.split() == ["False", "True"], done.stderr

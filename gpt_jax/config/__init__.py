@@ -22,7 +22,17 @@ from gpt_jax.config.sections import (
     SampleConfig,
     TrainConfig,
 )
-from gpt_jax.config.setting import ALLOWED, ANY, FIXED, FREE, INT32, NOT_NEGATIVE, POSITIVE, checked
+from gpt_jax.config.setting import (
+    ALLOWED,
+    ANY,
+    FIXED,
+    FREE,
+    INT32,
+    NOT_NEGATIVE,
+    POSITIVE,
+    checked,
+    nearest_divisors,
+)
 from gpt_jax.errors import UserError
 
 __all__ = [
@@ -48,6 +58,7 @@ __all__ = [
     "checked",
     "default_config",
     "from_config_dict",
+    "nearest_divisors",
     "on_resume",
     "table",
 ]

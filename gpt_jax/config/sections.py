@@ -22,8 +22,10 @@ from gpt_jax.config.setting import (
     TOKENIZER,
     UP_TO_256,
     UP_TO_1000,
+    UP_TO_1024,
     UP_TO_ONE,
     Section,
+    nearest_divisors,
     one_of,
     setting,
 )
@@ -89,12 +91,14 @@ class GPTConfig(Section, name="model", on_resume=FIXED):
         if self.n_embd % self.n_head:
             raise UserError(
                 f"model.n_embd = {self.n_embd} is not a multiple of model.n_head = {self.n_head}: "
-                "choose a width that is"
+                f"set model.n_head to {nearest_divisors(self.n_embd, self.n_head)}, or change the "
+                "width"
             )
         if self.n_head % self.kv_heads:
             raise UserError(
                 f"model.n_head = {self.n_head} is not a multiple of model.n_kv_head = "
-                f"{self.n_kv_head}: choose a number of key and value heads that divides the heads"
+                f"{self.n_kv_head}: set model.n_kv_head to "
+                f"{nearest_divisors(self.n_head, self.n_kv_head)}"
             )
         if self.position == "rotary" and self.head_dim % 2:
             raise UserError(
@@ -215,7 +219,7 @@ class MeshConfig(Section, name="mesh", on_resume=FREE):
     """How the work is spread over devices. It changes only the order of sums."""
 
     cpu_devices: int = setting(
-        0, NOT_NEGATIVE, "devices into which each process splits the CPU's cores; 0 = automatic",
+        0, UP_TO_1024, "devices into which each process splits the CPU's cores; 0 = automatic",
         automatic=True,
     )  # fmt: skip
     data: int = setting(-1, REST_OR_POSITIVE, "devices that split the batch; -1 = the rest")

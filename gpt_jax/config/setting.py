@@ -18,6 +18,8 @@ class Rule:
     holds: Callable[[Any], bool]
 
 
+MAX_INT = 2**31 - 1  # JAX counts and indexes with 32 bits.
+
 ANY = Rule("any value", lambda value: True)
 FILLED = Rule("not empty", lambda text: text != "")
 POSITIVE = Rule("above 0", lambda x: x > 0)
@@ -27,9 +29,11 @@ INSIDE_ONE = Rule("in (0, 1)", lambda x: 0 < x < 1)
 UP_TO_ONE = Rule("in (0, 1]", lambda x: 0 < x <= 1)
 UP_TO_256 = Rule("1 to 256", lambda x: 1 <= x <= 256)
 UP_TO_1000 = Rule("0 to 1000", lambda x: 0 <= x <= 1000)
-INT32 = Rule("0 to 2**31 - 1", lambda x: 0 <= x < 2**31)
+UP_TO_1024 = Rule("0 to 1024", lambda x: 0 <= x <= 1024)
+INT32 = Rule("0 to 2**31 - 1", lambda x: 0 <= x <= MAX_INT)
 TOKENIZER = Rule("char, byte, bpe, or a path to a tokenizer.json or its folder", FILLED.holds)
-BPE_SIZE = Rule("257 or more: the bytes and the end-of-text token", lambda x: x >= 257)
+# The tokenizer's trainer reserves memory for the size at once: 1 GB for 2**24.
+BPE_SIZE = Rule("257 (the bytes and the end-of-text token) to 2**24", lambda x: 257 <= x <= 2**24)
 REST_OR_POSITIVE = Rule("above 0, or -1 for the rest", lambda x: x > 0 or x == -1)
 
 
@@ -58,11 +62,21 @@ def setting(
     return dataclasses.field(default=default, metadata=facts)
 
 
+def nearest_divisors(number: int, wanted: int) -> str:
+    """The divisors of `number` just below and above `wanted`, such as "2 or 4"."""
+    small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
+    divisors = sorted({*small, *(number // n for n in small)})
+    below = [n for n in divisors if n < wanted][-1:]
+    above = [n for n in divisors if n > wanted][:1]
+    return " or ".join(map(str, below + above))
+
+
 def checked(name: str, value: Any, expected: type[Any], rule: Rule) -> Any:
     """`value` as the type `expected`, where a float may be given as an int.
 
     Raises:
-      UserError: for another type, a float that is not finite, or a value that breaks the rule.
+      UserError: for another type, a float that is not finite, an int above MAX_INT, or a value that
+        breaks the rule.
     """
     number = {int: numbers.Integral, float: numbers.Real}.get(expected)  # NumPy's numbers, too.
     if number and isinstance(value, number) and type(value) is not bool:
@@ -78,6 +92,8 @@ def checked(name: str, value: Any, expected: type[Any], rule: Rule) -> Any:
         raise UserError(f"{name} = {value} is not a finite number: it must be {rule.text}")
     if not rule.holds(value):
         raise UserError(f"{name} = {value!r} is out of range: it must be {rule.text}")
+    if expected is int and value > MAX_INT:
+        raise UserError(f"{name} = {value} is out of range: it must be below 2**31")
     return value
 
 

@@ -6,6 +6,7 @@ does not touch training or a run's files. Read device_count.py and mesh.py first
 
 from gpt_jax.devices.batch_layout import BatchLayout, make_batch_layout
 from gpt_jax.devices.device_count import own_devices, start_devices, usable_cores
+from gpt_jax.devices.jax_settings import pinned_settings, pinned_steps
 from gpt_jax.devices.mesh import make_abstract_mesh, make_mesh
 from gpt_jax.devices.sharding import activations_over, tree_shardings
 
@@ -18,6 +19,8 @@ __all__ = [
     "make_batch_layout",
     "make_mesh",
     "own_devices",
+    "pinned_settings",
+    "pinned_steps",
     "processes",
     "start_devices",
     "tree_shardings",

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from gpt_jax.config import Config
+from gpt_jax.config import Config, nearest_divisors
 from gpt_jax.devices.device_count import largest_divisor
 from gpt_jax.devices.mesh import BATCH_AXES
 from gpt_jax.errors import UserError
@@ -69,7 +69,8 @@ def make_batch_layout(config: Config, mesh: Mesh | AbstractMesh) -> BatchLayout:
     if local % size:
         raise UserError(
             f"train.microbatch_size = {size} does not divide the {local} windows that each of the "
-            f"{ways} devices gets of train.batch_size = {batch_size}: choose a divisor of {local}"
+            f"{ways} devices gets of train.batch_size = {batch_size}: set train.microbatch_size to "
+            f"{nearest_divisors(local, size)}"
         )
     spec = PartitionSpec(None, BATCH_AXES)
     return BatchLayout(local // size, size * ways, size, NamedSharding(mesh, spec))

@@ -30,8 +30,8 @@ def use_compilation_cache() -> None:
     set_by_user = getattr(jax.config, "jax_compilation_cache_dir", None)
     if set_by_user or "JAX_ENABLE_COMPILATION_CACHE" in os.environ:
         return
-    folder = cache_folder() / "compiled"
     try:
+        folder = cache_folder() / "compiled"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError:
         return

@@ -9,6 +9,11 @@ import jax
 from gpt_jax.config import GPTConfig
 from gpt_jax.errors import UserError
 
+MEMORY = Path("/proc/meminfo")
+# A container's limits (cgroup v2): of memory, and of swap beside it.
+MEMORY_LIMITS = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.swap.max")
+UNKNOWN_MEMORY = 2**47  # No process can address more.
+
 
 def best_matmul_dtype(device: jax.Device) -> str:
     """What `model.matmul_dtype = auto` means on a device: bfloat16 if the hardware has it.
@@ -62,3 +67,22 @@ def has_cudnn_attention(device: jax.Device) -> bool:
     """
     number = re.fullmatch(r"(\d+)\.\d+", str(getattr(device, "compute_capability", "")))
     return number is not None and int(number[1]) >= 8
+
+
+def memory_bytes(device: jax.Device) -> int:
+    """The bytes of arrays that a device can hold at most. The devices of a CPU share theirs.
+
+    An accelerator says it by itself. For a CPU it is memory and swap, or less in a container (read
+    on Linux only). UNKNOWN_MEMORY if nothing is known.
+    """
+    if device.platform != "cpu":
+        return int((device.memory_stats() or {}).get("bytes_limit", UNKNOWN_MEMORY))
+    try:
+        found = re.findall(r"(?:MemTotal|SwapTotal): +(\d+) kB", MEMORY.read_text())
+    except OSError:
+        return UNKNOWN_MEMORY
+    total = 1024 * sum(map(int, found)) or UNKNOWN_MEMORY
+    try:
+        return min(total, sum(int(path.read_text()) for path in MEMORY_LIMITS))
+    except (OSError, ValueError):  # There is no such file, or the limit is "max".
+        return total

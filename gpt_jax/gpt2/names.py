@@ -10,8 +10,9 @@ import re
 from gpt_jax.config import GPTConfig
 from gpt_jax.model import NORM_EPSILON
 
-FROM_GPT2 = {"gelu_new": "gelu_tanh", "gelu": "gelu"}  # Activations: their names -> ours.
-TO_GPT2 = {ours: theirs for theirs, ours in FROM_GPT2.items()}
+# Activations: their names -> ours. The first of two names for one function is GPT-2's.
+FROM_GPT2 = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
+TO_GPT2 = {ours: theirs for theirs, ours in reversed(FROM_GPT2.items())}
 
 # Options that our model does not have, with the only value that it can read: GPT-2's default.
 FIXED = {
@@ -27,6 +28,9 @@ HEAD = "lm_head.weight"
 MASKS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")  # Constants in old files.
 PARTS = {"q": 0, "k": 1, "v": 2}  # Of c_attn.
 Shape = tuple[int, ...]
+
+MAX_LISTED = 8  # Names of tensors per list in an error message.
+MAX_NAME = 80  # Characters of a name there.
 
 
 def stored_name(path: str) -> tuple[str, int | None]:
@@ -52,3 +56,10 @@ def stored_shapes(config: GPTConfig) -> dict[str, Shape]:
     for name, shape in (modules | {"ln_f": (c,)}).items():
         shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[-1:]}
     return shapes if config.tie_embeddings else shapes | {HEAD: (config.vocab_size, c)}
+
+
+def listed(names: list[str]) -> str:
+    """The first of some names in a line; they can hold any character."""
+    more = len(names) - MAX_LISTED
+    shown = [ascii(name)[1:-1][:MAX_NAME] for name in names[:MAX_LISTED]]
+    return ", ".join(shown) + (f" and {more} more" if more > 0 else "")

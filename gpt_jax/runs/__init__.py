@@ -9,6 +9,7 @@ name.
 from gpt_jax.runs.checkpoint_list import Saved, newest_run
 from gpt_jax.runs.lock import one_writer
 from gpt_jax.runs.record import (
+    RECORD_FILES,
     Record,
     existing_record,
     matching_tokenizer,
@@ -18,6 +19,7 @@ from gpt_jax.runs.record import (
 from gpt_jax.runs.resume import check_same_run, record_changes, same_tokens, with_recorded_choices
 
 __all__ = [
+    "RECORD_FILES",
     "Record",
     "Saved",
     "check_same_run",

@@ -4,15 +4,18 @@ import contextlib
 import json
 import math
 import shutil
+import zlib
 from pathlib import Path
 from typing import Any
 
 from gpt_jax.devices import processes
 from gpt_jax.files import flush as flush_path
-from gpt_jax.files import replacing
+from gpt_jax.files import read_file, read_json, replacing
+from gpt_jax.runs.checkpoint_list import Saved, checkpoint_folders
 
 # Orbax writes it last, but does not look for it when it reads, if the disk can rename folders.
 COMMITTED = "commit_success.txt"
+METRICS = "metrics/metrics"  # Where Orbax stores what `metrics` returns.
 # Free space a save needs, in sizes of its arrays: the old checkpoint goes only when the new one is
 # complete, and a run writes other files too.
 SPACE_NEEDED = 1.2
@@ -64,16 +67,62 @@ def remove_incomplete(folder: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def sortable_loss(metrics: Any) -> float:
-    """The validation loss in a checkpoint's metrics; inf if it is missing or not finite."""
-    loss = (metrics or {}).get("val_loss")
-    return loss if isinstance(loss, float) and math.isfinite(loss) else math.inf
+def metrics(step: int, val_loss: float | None) -> dict[str, Any]:
+    """What is stored as a checkpoint's metrics: its validation loss, and a check of that.
+
+    A loss that was not measured is infinite.
+    """
+    loss = math.inf if val_loss is None else float(val_loss)
+    return {"val_loss": loss, "crc32": zlib.crc32(f"{step} {loss!r}".encode())}
+
+
+def saved(checkpoint: Path) -> Saved:
+    """A checkpoint with the loss that is stored with it or, if that is damaged, in the log."""
+    loss = _stored_loss(checkpoint)
+    loss = _logged_loss(checkpoint) if loss is None else loss
+    sortable = loss if loss is not None and math.isfinite(loss) else math.inf
+    return Saved(int(checkpoint.name), sortable, is_known=loss is not None)
+
+
+def _stored_loss(checkpoint: Path) -> float | None:
+    """The loss that is stored with a checkpoint; None if it is not what was written."""
+    try:
+        found = read_json(checkpoint / METRICS)
+    except (OSError, ValueError):
+        return None
+    loss = found.get("val_loss")
+    if not isinstance(loss, float):
+        return None
+    check = metrics(int(checkpoint.name), loss)["crc32"]
+    return loss if found.get("crc32", check) == check else None  # Older versions wrote no check.
+
+
+def _logged_loss(checkpoint: Path) -> float | None:
+    """The loss of a checkpoint's step in the log of its run; None if there is none."""
+    try:
+        lines = read_file(checkpoint.parent.parent / "metrics.jsonl").split(b"\n")
+    except OSError:
+        return None
+    for line in reversed(lines):
+        with contextlib.suppress(ValueError, RecursionError, AttributeError):
+            entry = json.loads(line)
+            loss = entry.get("val/loss")
+            if entry.get("step") == int(checkpoint.name) and isinstance(loss, float):
+                return loss
+    return None
 
 
 @processes.on_first
+def repair_losses(folder: Path) -> None:
+    """Replaces damaged losses by those in the log: one could hide all checkpoints from Orbax."""
+    for path in checkpoint_folders(folder.parent):
+        if _stored_loss(path) is None and (loss := _logged_loss(path)) is not None:
+            write_loss(path, loss)
+
+
 def write_loss(checkpoint: Path, val_loss: float) -> None:
     """Writes the validation loss into the metrics of a checkpoint, if it has any."""
-    path = checkpoint / "metrics" / "metrics"
+    path = checkpoint / METRICS
     if path.exists():
         with replacing(path) as file:
-            file.write(json.dumps({"val_loss": val_loss}).encode("utf-8"))
+            file.write(json.dumps(metrics(int(checkpoint.name), val_loss)).encode("utf-8"))

@@ -36,14 +36,21 @@ def checkpoint_folders(workdir: Path) -> list[Path]:
 
 @dataclasses.dataclass(frozen=True)
 class Saved:
-    """A checkpoint: its step, and its validation loss in nats per token (inf: not measured)."""
+    """A checkpoint.
+
+    Attributes:
+      step: finished updates.
+      val_loss: validation loss in nats per token; inf: not measured, not finite or not known.
+      is_known: False if a loss was stored, but neither it nor the log can be read any more.
+    """
 
     step: int
     val_loss: float
+    is_known: bool = True
 
 
 def best(checkpoints: list[Saved]) -> Saved:
-    """The checkpoint with the lowest validation loss; of equals, the newest."""
+    """The checkpoint with the lowest known validation loss; of equals, the newest."""
     return min(checkpoints, key=lambda saved: (saved.val_loss, -saved.step))
 
 
@@ -62,12 +69,25 @@ def choose(checkpoints: list[Saved], which: str, folder: Path) -> Saved:
     if which == "latest":
         return checkpoints[-1]
     if which == "best":
-        return best(checkpoints)
+        return _certainly_best(checkpoints, folder)
     for saved in checkpoints:
         if str(saved.step) == which:
             return saved
-    steps = ", ".join(str(saved.step) for saved in checkpoints)
-    raise UserError(f"{folder} has no step {which!r}: choose best, latest or one of {steps}")
+    *others, last = (str(saved.step) for saved in checkpoints)
+    steps = f"the only step is {last}"
+    if others:
+        steps = f"the steps are {', '.join(others)} and {last}"
+    raise UserError(f"{folder} has no step {which!r}: {steps}; give a step, best or latest")
+
+
+def _certainly_best(checkpoints: list[Saved], folder: Path) -> Saved:
+    for saved in checkpoints:
+        if not saved.is_known:
+            raise UserError(
+                f"the best checkpoint of {folder} is not known, because the loss of step "
+                f"{saved.step} cannot be read: choose latest or the number of a step"
+            )
+    return best(checkpoints)
 
 
 def no_checkpoint(folder: Path) -> UserError:

@@ -9,9 +9,8 @@ every method here. Only process 0 looks at the folder or changes another file in
 """
 
 import contextlib
-import logging
+import dataclasses
 import math
-import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -21,19 +20,30 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from gpt_jax.devices import processes
-from gpt_jax.errors import UserError, first_cause
+from gpt_jax.errors import UserError, first_cause, note, out_of_memory
 from gpt_jax.runs import checkpoint_files, damage
 from gpt_jax.runs.checkpoint_files import COMMITTED
 from gpt_jax.runs.checkpoint_list import Saved, best, checkpoint_folders, choose, no_checkpoint
 from gpt_jax.runs.damage import DamagedCheckpoint
 from gpt_jax.runs.digest import describe, differences, digests
+from gpt_jax.runs.literal_names import take_names_literally
+from gpt_jax.runs.silence import silence_orbax
 
 MAX_FAILED_SAVES = 3  # In a row.
 
 
 def retained(saved: list[Saved]) -> set[int]:
-    """Checkpoint retention: the steps of the newest and of the one with the lowest loss."""
-    return {saved[-1].step, best(saved).step}
+    """Checkpoint retention: the steps of the newest and of the one with the lowest loss.
+
+    One whose loss is not known could be the best, so it stays, too.
+    """
+    return {saved[-1].step, best(saved).step, *(one.step for one in saved if not one.is_known)}
+
+
+def _make_readable(folder: Path) -> None:
+    """Repairs or sets aside the checkpoints that would keep Orbax from reading all others."""
+    checkpoint_files.repair_losses(folder)
+    damage.set_aside_undescribed(folder)
 
 
 class Checkpoints:
@@ -44,7 +54,8 @@ class Checkpoints:
         self.folder, self._remedy = folder.absolute(), remedy
         self._failed_saves = 0
         self._pending: tuple[int, Any] | None = None  # The step being saved, and its future.
-        logging.getLogger("absl").addFilter(_not_from_orbax)
+        silence_orbax()
+        take_names_literally()
         try:
             self._checkpointer = ocp.training.Checkpointer(self.folder, **options)
         except Exception as error:
@@ -53,7 +64,7 @@ class Checkpoints:
     @classmethod
     def for_training(cls, folder: Path) -> Self:
         """For the run that saves. Creates `folder`, and removes what a killed save left."""
-        damage.set_aside_undescribed(folder)
+        _make_readable(folder)
         checkpoint_files.remove_incomplete(folder)
         context = ocp.Context()
         # Before Orbax renames a finished save: else a power cut could leave a checkpoint that has
@@ -78,9 +89,11 @@ class Checkpoints:
         """
         if not (found := checkpoint_folders(folder.parent)):
             raise no_checkpoint(folder)
-        remedy = "it is damaged, or was just replaced: try again, or choose another step"
+        remedy = "it is damaged: choose another step"
         for path in found:
-            damage.check_descriptions(path, remedy)
+            damage.check_descriptions(
+                path, f"it hides the others: rename it to damaged-{path.name}, then try again"
+            )
         return cls(folder, remedy)
 
     def __enter__(self) -> Self:
@@ -103,21 +116,23 @@ class Checkpoints:
         return [checkpoint.step for checkpoint in self._checkpointer.checkpoints]
 
     def reload(self) -> None:
-        """Reads the folder again after something else changed it."""
+        """Reads the folder again after something changed it. Only for the run that saves."""
+        _make_readable(self.folder)
         self._checkpointer.reload()
 
     def all(self) -> list[Saved]:
         """The committed checkpoints, oldest first. Waits for the save under way."""
         self.wait()
-        return [Saved(step, loss) for step, loss in self._committed()]
+        return self._committed()
+
+    def _committed(self) -> list[Saved]:
+        return [Saved(*values) for values in self._committed_values()]
 
     @processes.on_first
-    def _committed(self) -> list[tuple[int, float]]:
-        return [
-            (checkpoint.step, checkpoint_files.sortable_loss(checkpoint.metrics))
-            for checkpoint in self._checkpointer.checkpoints
-            if checkpoint_files.is_committed(self.path(checkpoint.step))
-        ]
+    def _committed_values(self) -> list[tuple[Any, ...]]:
+        paths = [self.path(checkpoint.step) for checkpoint in self._checkpointer.checkpoints]
+        committed = filter(checkpoint_files.is_committed, paths)
+        return [dataclasses.astuple(checkpoint_files.saved(path)) for path in committed]
 
     @property
     def latest_step(self) -> int:
@@ -141,15 +156,13 @@ class Checkpoints:
           UserError: if MAX_FAILED_SAVES in a row have failed.
         """
         self.wait()
-        # Orbax would keep a checkpoint without metrics forever, so an unknown loss is infinite.
-        metrics = {"val_loss": math.inf if val_loss is None else val_loss}
         with self._tolerating_failure(step):
             size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
             checkpoint_files.check_space(self.folder, size)
             future = self._checkpointer.save_checkpointables_async(
                 step,
                 {"state": state},
-                metrics=metrics,
+                metrics=checkpoint_files.metrics(step, val_loss),
                 custom_metadata={"digests": digests(state)},
                 force=True,
             )
@@ -171,7 +184,7 @@ class Checkpoints:
 
     def _delete_others(self) -> None:
         """Deletes all committed checkpoints but the retained ones."""
-        saved = [Saved(step, loss) for step, loss in self._committed()]
+        saved = self._committed()
         if unneeded := {one.step for one in saved} - (retained(saved) if saved else set()):
             for step in unneeded:
                 checkpoint_files.delete(self.path(step))
@@ -195,7 +208,7 @@ class Checkpoints:
                     f"{message}, {self._failed_saves} in a row: check {self.folder}; then the "
                     f"same command resumes from step {self.latest_step}"
                 ) from error
-            print(f"note: {message}; training continues", file=sys.stderr)
+            note(f"{message}; training continues")
 
     def _forget_failed_save(self) -> None:
         with contextlib.suppress(Exception):  # Orbax would raise the error again at the next save.
@@ -213,8 +226,7 @@ class Checkpoints:
 
     def add_loss(self, step: int, val_loss: float) -> None:
         """Adds the validation loss to a checkpoint that was saved without it."""
-        checkpoint_files.write_loss(self.path(step), val_loss)
-        self.reload()
+        processes.on_first(checkpoint_files.write_loss)(self.path(step), val_loss)
 
     def restore(self, step: int, abstract: Any) -> Any:
         """The state saved at `step`, laid out as `abstract` says.
@@ -271,13 +283,10 @@ class Checkpoints:
         except Exception as error:
             raise self._damaged(self.path(step), error) from error
 
-    def _damaged(self, path: Path, error: Exception) -> DamagedCheckpoint:
+    def _damaged(self, path: Path, error: Exception) -> UserError:
+        if sentence := out_of_memory(error):  # The checkpoint may be intact.
+            return UserError(sentence)
         # Orbax wraps every failure; the first cause is what helps the user.
         return DamagedCheckpoint(
             f"{path} cannot be restored ({first_cause(error)}): {self._remedy}"
         )
-
-
-def _not_from_orbax(record: logging.LogRecord) -> bool:
-    """Drops Orbax's log, which fills pages where we print one line."""
-    return "orbax" not in record.pathname

@@ -5,14 +5,13 @@ folder is renamed), never deleted. A disk error or a missing permission is not d
 nothing.
 """
 
-import json
 import os
-import sys
 from pathlib import Path
 from typing import NoReturn
 
 from gpt_jax.devices import processes
-from gpt_jax.errors import UserError
+from gpt_jax.errors import UserError, note
+from gpt_jax.files import open_file, read_json
 
 # Orbax reads these files of every checkpoint at once: one that is broken would hide all of them.
 DESCRIPTIONS = ("_CHECKPOINT_METADATA", "metrics/metrics")
@@ -39,7 +38,7 @@ def check_readable(checkpoint: Path) -> None:
     """Reads every file to its end. Raises UserError if one cannot be read, damaged or not."""
     try:
         for path in _files(checkpoint):
-            with open(path, "rb") as file:
+            with open_file(path) as file:
                 while file.read(2**20):
                     pass
     except OSError as error:
@@ -55,17 +54,15 @@ def check_descriptions(checkpoint: Path, remedy: str) -> None:
     """
     for name in DESCRIPTIONS:
         try:
-            is_intact = isinstance(json.loads((checkpoint / name).read_bytes()), dict)
+            read_json(checkpoint / name)
         except FileNotFoundError:
             continue
         except OSError as error:
             raise _unreadable(checkpoint, error) from error
-        except (ValueError, RecursionError):
-            is_intact = False
-        if not is_intact:
+        except ValueError as error:
             raise DamagedCheckpoint(
                 f"{checkpoint} cannot be restored ({name} is not a JSON object): {remedy}"
-            )
+            ) from error
 
 
 def check_size(checkpoint: Path, numbers: int) -> None:
@@ -84,7 +81,7 @@ def _set_aside(checkpoint: Path, error: UserError) -> None:
     while (checkpoint.parent / name).exists():
         name += "-again"
     checkpoint.rename(checkpoint.parent / name)
-    print(f"note: {error}; set aside as {name}", file=sys.stderr)
+    note(f"{error}; set aside as {name}")
 
 
 set_aside = processes.on_first(_set_aside)

@@ -4,13 +4,13 @@ import contextlib
 import json
 import os
 import platform
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from gpt_jax.errors import UserError
+from gpt_jax.errors import UserError, note
+from gpt_jax.files import read_json, special_kind
 
 try:
     import fcntl
@@ -29,10 +29,7 @@ def one_writer(workdir: Path) -> Iterator[None]:
       UserError: if another process holds the lock, or the folder cannot be written.
     """
     if fcntl is None:
-        print(
-            "note: this platform has no file locks: make sure that no other run uses this folder",
-            file=sys.stderr,
-        )
+        note("this platform has no file locks: make sure that no other run uses this folder")
         yield
         return
     with _lock(workdir) as file:
@@ -55,6 +52,11 @@ def _lock(workdir: Path) -> BinaryIO:
     path = workdir / ".lock"
     if path.is_symlink():  # Writing would follow it.
         raise UserError(f"{path} is a link: remove it")
+    if kind := special_kind(path):
+        raise UserError(f"{path} is {kind}, not a file: remove it")
+    for place in (workdir, *workdir.parents):
+        if place.exists() and not place.is_dir():
+            raise UserError(f"{place} is not a folder: use another folder")
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         file = path.open("a+b")
@@ -76,6 +78,6 @@ def _lock(workdir: Path) -> BinaryIO:
 def _holder(path: Path) -> str:
     """Who holds the lock, from the text in the file."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        holder = json.loads(path.read_text(encoding="utf-8"))
+        holder = read_json(path)
         return f"process {holder['pid']} on {holder['host']}, started {holder['started']}"
     return "another process"

@@ -4,23 +4,30 @@
 
 The record is config.json. It holds the resolved configuration (no choice is left to the program),
 where the corpus was found and its hash, the devices and the package versions. It is data, never
-code. No jax.
+code. It also holds a digest of itself and of the tokenizer, so that an edit or a flipped bit is
+noticed. No jax.
 """
 
 import dataclasses
+import hashlib
 import json
 import os
+import re
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from gpt_jax.config import ANY, Config, checked
 from gpt_jax.errors import UserError
-from gpt_jax.files import replacing
+from gpt_jax.files import read_json, replacing, special_kind
 from gpt_jax.runs.checkpoint_list import checkpoint_folders
 from gpt_jax.text import Tokenizer, load_tokenizer, save_tokenizer
 
 FORMAT = 1
+RECORD_FILES = ("config.json", "tokenizer.json")  # The files of which the record holds a digest.
+# TensorStore takes a backslash for a slash; Orbax looks for the others in cloud storage.
+TAKEN_FOR_ANOTHER_PLACE = re.compile(r"\\|gs:/|^/(?:gs|s3|az|hf)/")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -34,8 +41,10 @@ class Record:
         "tinyshakespeare" if the download failed and the built-in play was used.
       corpus_sha256: hash of the text's UTF-8 bytes.
       platform, devices: kind and number of devices.
-      changes: deliberate changes on resume, each with its step, field, old and new value.
+      changes: what changed on resume: deliberate changes, and the new path of a corpus or tokenizer
+        that moved. Each has its step, field, old and new value; a field can be one of RECORD_FILES.
       init_from: absolute folder of the weights it began from; empty = random parameters.
+      has_digests: whether config.json holds digests; a record of an older version does not.
     """
 
     config: Config
@@ -45,19 +54,23 @@ class Record:
     devices: int
     changes: tuple[dict[str, Any], ...] = ()
     init_from: str = ""
+    has_digests: bool = dataclasses.field(default=True, compare=False)
 
 
 def read_record(workdir: Path) -> Record | None:
     """The record of the run in `workdir`; None if no run was started there.
 
+    Whether the record was edited is left to `check_unedited`.
+
     Raises:
       UserError: if the record cannot be read, has another format, or is missing beside
-        checkpoints; or if a link leads out of the folder.
+        checkpoints; if a link leads out of the folder, or checkpoints cannot have its name.
     """
+    check_name(workdir)
     check_links(workdir)
     path = workdir / "config.json"
     try:
-        return _parse_record(json.loads(path.read_text(encoding="utf-8")))
+        return _parse_record(read_json(path))
     except FileNotFoundError:
         if checkpoint_folders(workdir):
             raise UserError(
@@ -65,7 +78,7 @@ def read_record(workdir: Path) -> Record | None:
                 "restore the file, or name another folder"
             ) from None
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} cannot be read ({error}): restore the file, or name another folder"
         ) from error
@@ -88,14 +101,62 @@ def matching_tokenizer(workdir: Path, config: Config) -> Tokenizer:
 
 
 def existing_record(workdir: Path) -> Record:
-    """The record of a run that must exist. Raises as `read_record`, and if there is no run."""
+    """The record of a run that must exist, for everyone who does not train it.
+
+    Raises as `read_record` and `check_unedited`, and if there is no run.
+    """
     record = read_record(workdir)
     if record is None:
         raise UserError(
             f"{workdir} holds no run (there is no config.json): name the folder of a run, such as "
             "runs/tiny"
         )
+    check_unedited(workdir)
     return record
+
+
+def check_unedited(workdir: Path, allowed: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Checks that the record and the tokenizer of a run are what the run wrote.
+
+    The digests guard against decay and mistakes, not against forgery. A run of an older version has
+    none, and passes.
+
+    Args:
+      allowed: names of files in RECORD_FILES that may have changed.
+
+    Returns: the files that have changed, all of them allowed: field (its name), was and is (its
+      digests).
+
+    Raises:
+      UserError: for the first that has changed and is not allowed.
+    """
+    content = read_json(workdir / "config.json")
+    was = content.pop("digests", {})
+    now = {"config.json": _digest(content), "tokenizer.json": _digest_of(workdir)}
+    edits = [
+        {"field": name, "was": was[name], "is": now[name]}
+        for name in RECORD_FILES
+        if now[name] and was.get(name, now[name]) != now[name]
+    ]
+    for name in (edit["field"] for edit in edits if edit["field"] not in allowed):
+        raise UserError(
+            f"{workdir / name} is not what the run wrote: restore the file, or, if you changed it "
+            f"on purpose, repeat the training command with --resume_allow={name}"
+        )
+    return edits
+
+
+def _digest(content: dict[str, Any]) -> str:
+    """The SHA-256 of a JSON object, whatever its layout in a file."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode("utf-8")).hexdigest()
+
+
+def _digest_of(workdir: Path) -> str:
+    """The digest of a run's tokenizer; empty if it cannot be read, as `matching_tokenizer` says."""
+    try:
+        return _digest(read_json(workdir / "tokenizer.json"))
+    except (OSError, ValueError):
+        return ""
 
 
 def _parse_record(content: Any) -> Record:
@@ -113,6 +174,7 @@ def _parse_record(content: Any) -> Record:
         devices=checked("devices.count", devices["count"], int, ANY),
         changes=tuple(map(dict, content.get("changes", ()))),  # Older runs have none.
         init_from=checked("init_from", content.get("init_from", ""), str, ANY),
+        has_digests=bool(checked("digests", content.get("digests", {}), dict, ANY)),
     )
 
 
@@ -134,6 +196,9 @@ def write_record(workdir: Path, record: Record, tokenizer: Tokenizer) -> None:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         save_tokenizer(tokenizer, workdir / "tokenizer.json")
+        content["digests"] = dict(
+            zip(RECORD_FILES, (_digest(content), _digest_of(workdir)), strict=True)
+        )
         with replacing(workdir / "config.json") as file:
             file.write((json.dumps(content, indent=2) + "\n").encode("utf-8"))
     except OSError as error:
@@ -142,13 +207,34 @@ def write_record(workdir: Path, record: Record, tokenizer: Tokenizer) -> None:
         ) from error
 
 
+def check_name(folder: Path) -> None:
+    """Raises UserError for a folder whose checkpoints could not be written, or read again."""
+    path = folder.absolute().as_posix()
+    try:
+        path.encode("utf-8")
+    except UnicodeEncodeError:
+        raise UserError(f"the path {path!r} is not UTF-8: use another folder") from None
+    if found := TAKEN_FOR_ANOTHER_PLACE.search(f"{path}/"):
+        raise UserError(
+            f"checkpoints cannot lie in {path}, because the libraries that write them give "
+            f"{found[0]} in a path another meaning: use another folder"
+        )
+
+
 def check_links(folder: Path) -> None:
-    """Raises UserError for a link out of `folder`: writing through it could hit any file."""
-    inside = folder.resolve()
+    """Raises UserError for a link out of `folder`: writing through it could hit any file.
+
+    Also for what is not a file among the checkpoints: Orbax would wait for a pipe.
+    """
+    inside = Path(os.path.realpath(folder))
     for parent, folders, names in os.walk(folder):
+        is_saved = Path(parent).is_relative_to(folder / "checkpoints")
         for path in (Path(parent, name) for name in (*folders, *names)):
-            if path.is_symlink() and not path.resolve().is_relative_to(inside):
+            target = Path(os.path.realpath(path)) if path.is_symlink() else inside
+            if not target.is_relative_to(inside):
                 raise UserError(
-                    f"{path} is a link to {path.resolve()}, out of the folder of the run: replace "
-                    "the link with what it leads to"
+                    f"{path} is a link to {target}, out of the folder of the run: replace the "
+                    "link with what it leads to"
                 )
+            if is_saved and (kind := special_kind(path)):
+                raise UserError(f"{path} is {kind}, not a file: remove it, or restore the file")

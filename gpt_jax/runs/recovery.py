@@ -1,11 +1,15 @@
-"""Restoring the newest intact checkpoint, past damaged ones."""
+"""Restoring a checkpoint: the newest intact one, or one that may be replaced while it is read."""
 
+from pathlib import Path
 from typing import Any
 
 from gpt_jax.errors import UserError
 from gpt_jax.runs import damage
+from gpt_jax.runs.checkpoint_list import Saved, checkpoint_folders
 from gpt_jax.runs.checkpoints import Checkpoints
 from gpt_jax.runs.damage import DamagedCheckpoint
+
+READS = 20  # A run may replace its checkpoints every second, but hardly each time one is read.
 
 
 def restore_newest(checkpoints: Checkpoints, abstract: Any) -> Any | None:
@@ -38,3 +42,37 @@ def _restore(checkpoints: Checkpoints, step: int, abstract: Any) -> Any:
     except DamagedCheckpoint:
         damage.check_readable(checkpoints.path(step))
         return checkpoints.restore(step, abstract)
+
+
+def restore_for_reading(folder: Path, which: str, abstract: Any) -> tuple[Saved, Any]:
+    """Chooses a checkpoint in `folder`, and restores what is evaluated of it.
+
+    A run that trains replaces its checkpoints. If one of them is gone, the choice or the arrays may
+    be wrong, so both are made again. An error is raised only if all are still there.
+
+    Args:
+      which: see `choose`.
+      abstract: a state, see `Checkpoints.restore_evaluated`.
+
+    Raises:
+      UserError: as `Checkpoints.for_reading`, `find` and `restore`, or if the run replaces its
+        checkpoints too fast.
+    """
+    for _ in range(READS):
+        listed = checkpoint_folders(folder.parent)
+        try:
+            with Checkpoints.for_reading(folder) as checkpoints:
+                saved = checkpoints.find(which)
+                if _all_exist(listed):
+                    return saved, checkpoints.restore_evaluated(saved.step, abstract)
+        except UserError:
+            if _all_exist(listed):
+                raise
+    raise UserError(
+        f"the run replaced the checkpoints in {folder} {READS} times while one was read: try again "
+        "when it saves less often, or stop it"
+    )
+
+
+def _all_exist(paths: list[Path]) -> bool:
+    return all(path.exists() for path in paths)

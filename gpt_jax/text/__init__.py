@@ -6,17 +6,23 @@ access is one download in corpus.py. Read tokens.py first, then windows.py: the 
 function of (seed, step).
 """
 
-from gpt_jax.text.corpus import absolute_source, load_corpus
+from gpt_jax.text.corpus import Corpus, absolute_source, load_corpus
 from gpt_jax.text.shards import Tokens
 from gpt_jax.text.text_stream import TextStream
 from gpt_jax.text.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer
-from gpt_jax.text.tokenizer_file import absolute_kind, load_tokenizer, save_tokenizer
+from gpt_jax.text.tokenizer_file import (
+    absolute_kind,
+    load_tokenizer,
+    make_tokenizer,
+    save_tokenizer,
+)
 from gpt_jax.text.tokens import encoded, new_tokens, vocabulary_size
 
 __all__ = [
     "BPETokenizer",
     "ByteTokenizer",
     "CharTokenizer",
+    "Corpus",
     "TextStream",
     "Tokenizer",
     "Tokens",
@@ -27,6 +33,7 @@ __all__ = [
     "encoded",
     "load_corpus",
     "load_tokenizer",
+    "make_tokenizer",
     "new_tokens",
     "play",
     "preparation",

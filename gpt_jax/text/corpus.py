@@ -4,25 +4,30 @@ This is the only module that uses the network. A corpus is one string, with the 
 where it is found again, and the SHA-256 of its UTF-8 bytes.
 """
 
-import codecs
 import contextlib
 import dataclasses
 import functools
 import glob
 import hashlib
-import json
 import os
 import sys
 import time
 import urllib.request
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from http.client import HTTPException
 from pathlib import Path
-from typing import BinaryIO
 
 from gpt_jax.errors import UserError
-from gpt_jax.files import cache_folder, replacing
+from gpt_jax.files import (
+    absolute,
+    cache_folder,
+    read_file,
+    read_json,
+    replacing,
+    special_kind,
+)
 from gpt_jax.text import play
+from gpt_jax.text.utf8_files import text_blocks
 
 TINY_SHAKESPEARE_URL = (
     "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -31,8 +36,8 @@ TINY_SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca
 TINY_SHAKESPEARE_BYTES = 1_115_394
 TIMEOUT_SECONDS = 10
 ATTEMPTS = 3
-BLOCK_BYTES = 2**20
 NAMES = ("tinyshakespeare", "builtin")
+INPUTS = ("/dev/stdin", "/dev/fd/", "/proc/")  # These name another text in every process.
 
 # What a folder as corpus leaves out: folders of systems and programs, by name or ending ...
 SYSTEM_FOLDERS = (
@@ -77,25 +82,33 @@ def load_corpus(source: str) -> Corpus:
 
 
 def absolute_source(source: str) -> str:
-    """`data.corpus` as it is recorded: a name unchanged, a path made absolute."""
-    return source if source in NAMES else os.path.abspath(os.path.expanduser(source))
+    """`data.corpus` as it is recorded: a name unchanged, a path made absolute.
+
+    Raises UserError as `absolute`.
+    """
+    return source if source in NAMES else str(absolute(source))
 
 
 def _tiny_shakespeare() -> str:
     """The cached copy if it is intact, else a new download. 1,115,394 ASCII characters."""
-    path = cache_folder() / "tinyshakespeare.txt"
     with contextlib.suppress(OSError):
-        if _is_tiny_shakespeare(content := path.read_bytes()):
+        if _is_tiny_shakespeare(content := read_file(_cached())):
             return content.decode("utf-8")
     print("downloading Tiny Shakespeare (1.1 MB)", file=sys.stderr)
     content = _download()
     try:
+        path = _cached()
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as file:
             file.write(content)
     except OSError as error:
-        print(f"note: download not cached: {path} cannot be written ({error})", file=sys.stderr)
+        print(f"note: the download is not cached ({error})", file=sys.stderr)
     return content.decode("utf-8")
+
+
+def _cached() -> Path:
+    """Where the download is kept. Raises OSError if there is no such place."""
+    return cache_folder() / "tinyshakespeare.txt"
 
 
 def _is_tiny_shakespeare(content: bytes) -> bool:
@@ -123,8 +136,7 @@ def _download() -> bytes:
         reason = f"the SHA-256 of its {len(content)} bytes is not {TINY_SHAKESPEARE_SHA256[:12]}..."
     raise DownloadError(
         f"Tiny Shakespeare cannot be downloaded from {TINY_SHAKESPEARE_URL} ({reason}): "
-        f"connect to the network, put the file at {cache_folder() / 'tinyshakespeare.txt'}, or use "
-        "--config.data.corpus=builtin"
+        "connect to the network, give the path of a copy, or use --config.data.corpus=builtin"
     )
 
 
@@ -140,6 +152,7 @@ def find_files(source: str, names: Iterable[str] = ()) -> list[Path]:
     which offers the corpora `names` as alternatives, if there is no file.
     """
     path = absolute_source(source)
+    _check_can_be_read_again(source, path)
     if os.path.isdir(path):
         found, left_out = _folder_files(Path(path))
         print(
@@ -157,6 +170,17 @@ def find_files(source: str, names: Iterable[str] = ()) -> list[Path]:
             f"data.corpus = {source!r} matches no text file (looked at {path}): give {wanted}"
         )
     return found
+
+
+def _check_can_be_read_again(source: str, path: str) -> None:
+    kind = special_kind(Path(path))
+    if path.startswith(INPUTS) or (source == "-" and not os.path.exists(path)):
+        kind = "the input of one process"
+    if kind:
+        raise UserError(
+            f"data.corpus = {source!r} is {kind}, and a run reads its text again whenever it "
+            "resumes: save the text in a file, and give its path"
+        )
 
 
 def _folder_files(folder: Path) -> tuple[list[Path], int]:
@@ -185,48 +209,6 @@ def _is_left_out(path: Path) -> bool:
 def _is_ours(path: Path, keys: set[str]) -> bool:
     """Whether a file is a JSON object with these keys."""
     try:
-        content = json.loads(path.read_bytes()) if path.is_file() else None
-    except (OSError, ValueError, RecursionError):
+        return path.is_file() and read_json(path).keys() >= keys
+    except (OSError, ValueError):
         return False
-    return isinstance(content, dict) and content.keys() >= keys
-
-
-def text_blocks(files: Iterable[Path], start: int = 0) -> Iterator[str]:
-    """The text of some files in blocks, joined by line breaks.
-
-    Line endings stay as they are. A byte-order mark is not part of the text. Raises UserError if a
-    file cannot be read or is not UTF-8.
-
-    Args:
-      start: position in the UTF-8 bytes of the whole text at which to start, between characters.
-    """
-    for number, path in enumerate(files):
-        if number:
-            yield "\n"[start:]
-            start = max(start - 1, 0)
-        try:
-            with path.open("rb") as file:
-                mark = len(codecs.BOM_UTF8) * (file.read(3) == codecs.BOM_UTF8)
-                skipped = min(start, file.seek(0, os.SEEK_END) - mark)
-                file.seek(mark + skipped)
-                yield from _decoded(file, path)
-                start -= skipped
-        except OSError as error:
-            raise UserError(
-                f"{path} cannot be read ({error.strerror}): check its permissions"
-            ) from error
-
-
-def _decoded(file: BinaryIO, path: Path) -> Iterator[str]:
-    """The rest of a file as text."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    try:
-        while block := file.read(BLOCK_BYTES):
-            yield decoder.decode(block)
-        yield decoder.decode(b"", final=True)
-    except UnicodeDecodeError as error:
-        start = file.tell() - len(error.object) + error.start
-        raise UserError(
-            f"{path} is not UTF-8: byte {error.object[error.start]:#04x} at offset {start} is "
-            "invalid; convert the file (iconv -t UTF-8)"
-        ) from error

@@ -6,6 +6,7 @@ its ids are the same as if corpus.py had read the files: they are joined by line
 kill, the preparation resumes after its last complete shard. No jax.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import math
@@ -18,11 +19,13 @@ import numpy as np
 
 from gpt_jax.config import DataConfig
 from gpt_jax.errors import UserError
-from gpt_jax.text import shards, tokenizer_file
-from gpt_jax.text.bpe import pieces
-from gpt_jax.text.corpus import NAMES, absolute_source, empty_corpus, find_files, text_blocks
-from gpt_jax.text.shards import Index, Report, read_index, whole_index
+from gpt_jax.files import open_file, read_file, special_kind
+from gpt_jax.text import bpe, pieces, shards, tokenizer_file
+from gpt_jax.text.corpus import NAMES, absolute_source, empty_corpus, find_files
+from gpt_jax.text.corpus_index import Index, read_index, write_index
+from gpt_jax.text.shards import Report, whole_index
 from gpt_jax.text.tokenizer import ENCODED_AT_ONCE, Tokenizer, token_dtype
+from gpt_jax.text.utf8_files import text_blocks
 
 # BPE learns from at most this much of the training text, spread evenly over it: the library keeps
 # every distinct word in memory, and takes a minute for 100 MB.
@@ -85,7 +88,7 @@ def _describe(files: Iterable[Path], report: Report) -> tuple[dict[str, Any], ..
     found, done = [], 0
     for path, size in sizes.items():
         digest = hashlib.sha256()
-        with path.open("rb") as file:
+        with open_file(path) as file:
             for block in shards.blocks(file, size):
                 digest.update(block)
                 report("hashing", done := done + len(block), sum(sizes.values()))
@@ -99,18 +102,19 @@ def _start(data: DataConfig, folder: Path, index: Index, report: Report) -> Inde
         if (folder / name).exists():
             raise _not_ours(folder / name)
     total = sum(source["bytes"] for source in index.sources)
-    texts = _reporting(pieces(text_blocks(_files(index))), "vocabulary", 0, total, report)
+    texts = _reporting(text_blocks(_files(index)), "vocabulary", 0, total, report)
     if data.tokenizer == "bpe":
-        texts = _training_part(texts, total * (1 - data.val_fraction))
+        words = pieces.of_words(texts, bpe.PIECE, [bpe.END_OF_TEXT])
+        texts = _training_part(words, total * (1 - data.val_fraction))
     tokenizer = tokenizer_file.make_tokenizer(data.tokenizer, texts, data.bpe_vocab_size)
     path = folder / "tokenizer.json"  # If it is the same, a killed preparation left it.
-    if path.exists() and path.read_bytes() != tokenizer_file.file_content(tokenizer):
+    if path.exists() and read_file(path) != tokenizer_file.file_content(tokenizer):
         raise _not_ours(path)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer_file.save_tokenizer(tokenizer, path)
     sha256, dtype = shards.file_sha256(path), token_dtype(tokenizer.vocab_size).name
     index = dataclasses.replace(index, tokenizer_sha256=sha256, dtype=dtype)
-    shards.write_index(folder / "unfinished.json", index)
+    write_index(folder / "unfinished.json", index)
     return index
 
 
@@ -138,27 +142,41 @@ def _finish(folder: Path, index: Index, shard_tokens: int, report: Report) -> In
         shards.check_shards(folder, index, report)
     total = sum(source["bytes"] for source in index.sources)
     done = sum(shard["text_bytes"] for shard in index.shards)
-    texts = pieces(text_blocks(_files(index), done), ENCODED_AT_ONCE)
+    texts = tokenizer.pieces(text_blocks(_files(index), done), ENCODED_AT_ONCE)
     texts = _reporting(texts, "tokens", done, total, report)
-    with (folder / "tokens.bin").open("ab") as file:
+    if special_kind(folder / "tokens.bin"):
+        raise _not_ours(folder / "tokens.bin")
+    with _removing_if_refused(folder), (folder / "tokens.bin").open("ab") as file:
         file.truncate(index.n_bytes)  # Removes a shard that a kill cut short.
-        while shard := _write_shard(file, texts, tokenizer, index.id_type, shard_tokens):
+        while shard := _write_shard(file, texts, tokenizer, index, shard_tokens):
             index = dataclasses.replace(index, shards=(*index.shards, shard))
-            shards.write_index(folder / "unfinished.json", index)
+            write_index(folder / "unfinished.json", index)
     _check_same(folder, index, index.asked, _describe(_files(index), report))
     index = dataclasses.replace(index, sha256=shards.file_sha256(folder / "tokens.bin"))
-    shards.write_index(folder / "index.json", index)
-    (folder / "unfinished.json").unlink()
+    write_index(folder / "index.json", index)
+    (folder / "unfinished.json").unlink(missing_ok=True)
     return index
 
 
+@contextlib.contextmanager
+def _removing_if_refused(folder: Path) -> Iterator[None]:
+    """Removes the preparation if its text is refused: none of it fits the corrected text."""
+    try:
+        yield
+    except UserError:
+        for name in ("tokens.bin", "unfinished.json", "tokenizer.json"):
+            (folder / name).unlink()
+        raise
+
+
 def _write_shard(
-    file: BinaryIO, texts: Iterator[str], tokenizer: Tokenizer, dtype: np.dtype, shard_tokens: int
+    file: BinaryIO, texts: Iterator[str], tokenizer: Tokenizer, index: Index, shard_tokens: int
 ) -> dict[str, Any] | None:
     """Writes pieces of text until the shard is full. Returns its facts; None if no text is left."""
     digest, tokens, text_bytes = hashlib.sha256(), 0, 0
+    start = sum(shard["text_bytes"] for shard in index.shards)
     for text in texts:
-        ids = tokenizer.encode(text).astype(dtype)
+        ids = _encoded(tokenizer, text, start + text_bytes).astype(index.id_type)
         file.write(ids.tobytes())
         digest.update(ids.tobytes())
         tokens, text_bytes = tokens + len(ids), text_bytes + len(text.encode("utf-8"))
@@ -169,6 +187,14 @@ def _write_shard(
     if not tokens:
         return None
     return {"tokens": tokens, "text_bytes": text_bytes, "sha256": digest.hexdigest()}
+
+
+def _encoded(tokenizer: Tokenizer, text: str, start: int) -> np.ndarray:
+    """The ids of a piece of text. An error says where the piece starts, in bytes of the text."""
+    try:
+        return tokenizer.encode(text)
+    except UserError as error:
+        raise UserError(f"the text after its first {start:,} bytes is refused: {error}") from error
 
 
 def _files(index: Index) -> list[Path]:

@@ -6,13 +6,13 @@ and never guessed from a corpus.
 """
 
 import codecs
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 import numpy as np
 
 from gpt_jax.errors import UserError
-from gpt_jax.text import bpe
+from gpt_jax.text import bpe, pieces
 
 Ids = np.ndarray | list[int]
 ENCODED_AT_ONCE = 2**20  # Characters. The library takes about 100 bytes per token.
@@ -33,6 +33,12 @@ class Tokenizer(Protocol):
 
     def encode(self, text: str) -> np.ndarray:
         """The ids of `text`, shape (tokens,). Raises UserError for text that it cannot encode."""
+
+    def pieces(self, blocks: Iterable[str], size: int) -> Iterator[str]:
+        """The text of `blocks`, in pieces of about `size` characters to encode one by one.
+
+        Their ids, joined, are those of the whole text.
+        """
 
     def decode(self, ids: Ids) -> str:
         """The text of `ids`."""
@@ -70,10 +76,13 @@ class CharTokenizer:
     def _unknown(self, text: str, position: int) -> UserError:
         character = text[position]
         return UserError(
-            f"character {character!r} (U+{ord(character):04X}) at position {position} is not one "
+            f"character {character!r} (U+{ord(character):04X}) {_place(text, position)} is not one "
             f"of the {self.vocab_size} characters that this tokenizer knows: remove it, or train "
             "on a text that has it"
         )
+
+    def pieces(self, blocks: Iterable[str], size: int) -> Iterator[str]:
+        return pieces.of_characters(blocks, size)
 
     def decode(self, ids: Ids) -> str:
         return "".join(self.characters[i] for i in ids)
@@ -133,6 +142,9 @@ class ByteTokenizer(_IdsOfBytes):
     def encode(self, text: str) -> np.ndarray:
         return np.frombuffer(_utf8(text), np.uint8)
 
+    def pieces(self, blocks: Iterable[str], size: int) -> Iterator[str]:
+        return pieces.of_characters(blocks, size)
+
     def _to_bytes(self, ids: Ids) -> bytes:
         return bytes(np.asarray(ids, np.uint8))
 
@@ -151,16 +163,20 @@ class BPETokenizer(_IdsOfBytes):
         self._library = bpe.parse(content)
         self._content = content
         self._bytes = bpe.token_bytes(self._library)
+        self._added = bpe.added_tokens(self._library)
         self.vocab_size = len(self._bytes)
 
     def encode(self, text: str) -> np.ndarray:
         _utf8(text)
         parts = [np.zeros(0, token_dtype(self.vocab_size))]
-        for piece in bpe.pieces([text], ENCODED_AT_ONCE):
-            shares = list(bpe.pieces([piece]))  # One for each core at a time.
+        for piece in self.pieces([text], ENCODED_AT_ONCE):
+            shares = list(self.pieces([piece], bpe.PIECE))  # One for each core at a time.
             encoded = self._library.encode_batch_fast(shares, add_special_tokens=False)
             parts += [np.array(share.ids, parts[0].dtype) for share in encoded]
         return np.concatenate(parts)
+
+    def pieces(self, blocks: Iterable[str], size: int) -> Iterator[str]:
+        return pieces.of_words(blocks, size, self._added)
 
     def _to_bytes(self, ids: Ids) -> bytes:
         return b"".join(self._bytes[i] for i in ids)
@@ -177,9 +193,15 @@ def _utf8(text: str) -> bytes:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise UserError(
-            f"character {text[error.start]!r} at position {error.start} is half of a surrogate "
+            f"character {text[error.start]!r} {_place(text, error.start)} is half of a surrogate "
             "pair and not a character: remove it"
         ) from None
+
+
+def _place(text: str, position: int) -> str:
+    """Where a character is, as editors count: from 1."""
+    column = position - text.rfind("\n", 0, position)
+    return f"in line {text.count(chr(10), 0, position) + 1:,}, column {column:,}"
 
 
 def _total_of(lengths: list[int], ids: np.ndarray) -> int:

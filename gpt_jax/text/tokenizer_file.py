@@ -2,12 +2,11 @@
 
 import contextlib
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from gpt_jax.errors import UserError
-from gpt_jax.files import replacing
+from gpt_jax.files import absolute, open_file, read_json, replacing
 from gpt_jax.text import bpe
 from gpt_jax.text.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer
 
@@ -29,8 +28,11 @@ def make_tokenizer(kind: str, texts: Iterable[str], bpe_vocab_size: int) -> Toke
 
 
 def absolute_kind(kind: str) -> str:
-    """`data.tokenizer` as it is recorded: a name unchanged, a path made absolute."""
-    return kind if kind in NAMES else os.path.abspath(os.path.expanduser(kind))
+    """`data.tokenizer` as it is recorded: a name unchanged, a path made absolute.
+
+    Raises UserError as `absolute`.
+    """
+    return kind if kind in NAMES else str(absolute(kind))
 
 
 def _local_tokenizer(kind: str) -> Tokenizer:
@@ -49,12 +51,12 @@ def _local_tokenizer(kind: str) -> Tokenizer:
 
 def _exported_characters(file: Path) -> CharTokenizer | None:
     """The tokenizer of an exported run that used characters; None for any other file."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-        content = json.loads(file.read_text(encoding="utf-8"))
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        content = read_json(file)
         characters = "".join(content["model"]["vocab"])
         characters.encode("utf-8")  # Refuses half of a surrogate pair.
         tokenizer = CharTokenizer(characters)
-        return tokenizer if tokenizer.to_library() == content else None
+        return tokenizer if characters and tokenizer.to_library() == content else None
     return None
 
 
@@ -66,7 +68,9 @@ def save_tokenizer(tokenizer: Tokenizer, path: Path) -> None:
 
 def is_saved(path: Path) -> bool:
     """Whether a file starts like one that `save_tokenizer` wrote."""
-    return path.exists() and b'"format"' in path.read_bytes()[:20]
+    with contextlib.suppress(OSError), open_file(path) as file:
+        return b'"format"' in file.read(20)
+    return False
 
 
 def file_content(tokenizer: Tokenizer) -> bytes:
@@ -78,19 +82,27 @@ def file_content(tokenizer: Tokenizer) -> bytes:
 def load_tokenizer(path: Path) -> Tokenizer:
     """The tokenizer in a file. Raises UserError if it is missing, damaged or of unknown kind."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         kind = content["format"], content["type"]
         if kind == (1, "byte"):
             return ByteTokenizer()
         if kind == (1, "char"):
-            content["characters"].encode("utf-8")  # Refuses half of a surrogate pair.
-            return CharTokenizer(content["characters"])
+            return _char_tokenizer(content["characters"])
         if kind == (1, "bpe"):
             return BPETokenizer(content["tokenizer"])
     except UserError:  # The library is missing.
         raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"no tokenizer can be read from {path} ({error!r}): restore the file"
         ) from error
     raise UserError(f"{path} holds an unknown kind of tokenizer {kind}: update gpt_jax to read it")
+
+
+def _char_tokenizer(characters: str) -> CharTokenizer:
+    """A tokenizer that was saved. Raises ValueError if its characters cannot have been."""
+    characters.encode("utf-8")  # Refuses half of a surrogate pair.
+    tokenizer = CharTokenizer(characters)
+    if not characters or tokenizer.characters != characters:
+        raise ValueError("its characters are not distinct and in order")
+    return tokenizer

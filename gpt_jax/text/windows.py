@@ -32,8 +32,8 @@ def split(
     if min(len(train), len(val)) < block_size + 1:
         smaller = min(val_fraction, 1 - val_fraction)
         raise UserError(
-            f"the corpus has {len(tokens)} tokens, but its training text ({len(train)}) and its "
-            f"validation text ({len(val)}) must each hold a window of model.block_size + 1 = "
+            f"the text is too short: it has {len(tokens)} tokens, {len(train)} to train and "
+            f"{len(val)} to validate, and each part must hold model.block_size + 1 = "
             f"{block_size + 1}: give {round((block_size + 1) / smaller) + 1} tokens or more "
             "(characters, with data.tokenizer=char), or a smaller model.block_size"
         )

@@ -16,6 +16,7 @@ __all__ = [
     "log",
     "loop",
     "meeting",
+    "memory",
     "optimizer",
     "pictures",
     "plan",

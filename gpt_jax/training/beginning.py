@@ -11,7 +11,14 @@ from gpt_jax.config import Config, GPTConfig
 from gpt_jax.devices import processes
 from gpt_jax.errors import UserError
 from gpt_jax.gpt2 import open_folder, read_params
-from gpt_jax.runs import Record, check_same_run, read_record, record_changes, with_recorded_choices
+from gpt_jax.runs import (
+    RECORD_FILES,
+    Record,
+    check_same_run,
+    read_record,
+    record_changes,
+    with_recorded_choices,
+)
 from gpt_jax.runs.checkpoints import Checkpoints
 from gpt_jax.runs.recovery import restore_newest
 from gpt_jax.training.finish import sample_path
@@ -55,13 +62,26 @@ def _read_folder(
     config: Config, workdir: Path, resume_allow: Sequence[str], init_from: str
 ) -> Opened:
     record = read_record(workdir)
+    if _never_began(workdir):
+        record = None
     config = configured(config, init_from, record, workdir)
     if record is None:
         return Opened(config, init_from=init_from)
     config = with_recorded_choices(config, record)
     changes = check_same_run(config, record, workdir, resume_allow)
-    is_finished = sample_path(workdir, config.train.steps).exists()
+    # If the tokenizer was replaced, for example, the sample of a finished run is out of date.
+    is_edited = any(change["field"] in RECORD_FILES for change in changes)
+    is_finished = sample_path(workdir, config.train.steps).exists() and not is_edited
     return Opened(config, record, changes, record.init_from, is_finished)
+
+
+def _never_began(workdir: Path) -> bool:
+    """Whether no run in the folder has logged or saved a step.
+
+    The first try may have failed for lack of memory. Its record must not bind the next one.
+    """
+    log, saved = workdir / "metrics.jsonl", workdir / "checkpoints"
+    return not any(saved.glob("*")) and not (log.is_file() and log.stat().st_size)
 
 
 def configured(config: Config, init_from: str, record: Record | None, workdir: Path) -> Config:
@@ -79,8 +99,11 @@ def configured(config: Config, init_from: str, record: Record | None, workdir: P
         began from something else.
     """
     if record is None:
-        shape = open_folder(Path(init_from)).config if init_from else None
-        return _following(config, shape, init_from, init_from) if shape else config
+        if not init_from:
+            return config
+        folder = open_folder(Path(init_from))
+        folder.check_numbers()  # Before anything is written.
+        return _following(config, folder.config, init_from, init_from)
     if init_from not in ("", record.init_from):
         raise UserError(
             f"{workdir} holds a run that began from {record.init_from or 'random parameters'}, not "
@@ -113,7 +136,7 @@ def _following(config: Config, shape: GPTConfig, tokenizer: str, source: str) ->
 def first_state(run: Run, checkpoints: Checkpoints, opened: Opened) -> TrainState:
     """The state of the newest intact checkpoint or, for a new run, before the first update.
 
-    Records the changed settings of a run that resumes.
+    Records what has changed for a run that resumes.
 
     Raises:
       UserError: if no checkpoint is intact, or the run is already past `train.steps`.
@@ -126,7 +149,7 @@ def first_state(run: Run, checkpoints: Checkpoints, opened: Opened) -> TrainStat
             f"train.steps = {steps}, but the run in {run.workdir} is already at step {step}: give "
             "more steps, or start a new run with another --workdir"
         )
-    if opened.record is not None and opened.changes:
+    if opened.record is not None:
         changes = list(opened.changes)
         processes.on_first(record_changes)(run.workdir, opened.record, changes, step)
     return state

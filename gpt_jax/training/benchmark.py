@@ -17,10 +17,11 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gpt_jax.config import Config, GPTConfig
-from gpt_jax.devices import hardware, make_batch_layout, make_mesh, start_devices
+from gpt_jax.devices import hardware, make_batch_layout, make_mesh, pinned_settings, start_devices
 from gpt_jax.model import einsum, unrolled
 from gpt_jax.sampling import generate
 from gpt_jax.text.windows import train_batch
+from gpt_jax.training.memory import check_run, check_sampling
 from gpt_jax.training.plan import count_parameters, flops_per_token
 from gpt_jax.training.state import abstract_state, init_state
 from gpt_jax.training.step import jit_train_step
@@ -30,10 +31,12 @@ WARM_UP_STEPS = 3
 GEMM_ROWS = 4096
 
 
+@pinned_settings()
 def train(config: Config, steps: int) -> dict[str, Any]:
     """Times training steps on random tokens. Returns the figures by name."""
     config, mesh = _prepared(config)
     layout, abstract = make_batch_layout(config, mesh), abstract_state(config, mesh)
+    check_run(config, abstract, layout, True)
     c, state = config.model, init_state(config, abstract)
     step = jit_train_step(config, abstract, layout)
     tokens = np.random.default_rng(0).integers(0, VOCAB, 100 * c.block_size + 10_000)
@@ -49,11 +52,15 @@ def train(config: Config, steps: int) -> dict[str, Any]:
     return {"mode": "train"} | _figures(config, mesh, timed, trained, flops)
 
 
+@pinned_settings()
 def sample(config: Config, num_samples: int, tokens: int) -> dict[str, Any]:
     """As `train`, for sampling `num_samples` texts of `tokens` tokens with random parameters."""
     config, mesh = _prepared(config)
     whole = NamedSharding(mesh, PartitionSpec())
-    params = init_state(config, abstract_state(config, mesh)).params
+    abstract = abstract_state(config, mesh)
+    check_run(config, abstract, make_batch_layout(config, mesh), True)
+    check_sampling(config.model, num_samples, mesh.local_devices)
+    params = init_state(config, abstract).params
     model, params = unrolled(config.model, jax.device_put(params, whole))
     options = dataclasses.replace(config.sample, max_new_tokens=tokens)
 

@@ -8,6 +8,8 @@ from typing import Any
 Entries = Sequence[Mapping[str, Any]]
 Points = list[tuple[float, float]]
 
+LOSSES = ("train/loss", "val/loss")
+MOST_BITS = 1000  # Bits per byte for a nat per token. A token of a whole byte has 1.4.
 UNITS = {"char": "character", "byte": "byte"}
 
 
@@ -24,6 +26,22 @@ def best(entries: Entries) -> tuple[int, float] | None:
         return None
     step, loss = min(validation, key=lambda point: point[1])
     return int(step), loss
+
+
+def in_bits_per_byte(entries: Entries) -> list[dict[str, Any]] | None:
+    """The lines with their losses, nats per token, converted to bits per byte of the text.
+
+    The ratio is that of the first evaluation. None if no line has both units, as in older logs.
+    """
+    for loss, bits in points(entries, "val/loss", "val/bits_per_byte"):
+        if loss > 0 and 0 < (ratio := bits / loss) < MOST_BITS:
+            return [_scaled(entry, ratio) for entry in entries]
+    return None
+
+
+def _scaled(entry: Mapping[str, Any], ratio: float) -> dict[str, Any]:
+    losses = {key: entry[key] for key in LOSSES if entry.get(key) is not None}
+    return {**entry, **{key: loss * ratio for key, loss in losses.items()}}
 
 
 def averaged(found: Points, most: int) -> Points:

@@ -5,6 +5,7 @@ monitor.py calls this module; the time left comes from clock.py.
 
 import contextlib
 import os
+import re
 import sys
 import textwrap
 from collections.abc import Iterable, Sequence
@@ -13,16 +14,20 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from gpt_jax.errors import note
+
 LABEL_WIDTH = 10
 HEADINGS = ("step", "training loss", "validation loss", "tokens/s", "elapsed", "left")
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # All but tab and line feed.
 WIDTHS = (9, 13, 15, 9, 8, 10)  # With two spaces between columns: under 80 characters.
 
 
 class RunConsole(Console):
-    """Standard output. If its reader closes it (`train.py | head`), the run continues silently.
+    """Standard output. If it cannot be written any more, the run continues silently.
 
-    So it does if the terminal is closed: its SIGHUP, which stops the run, may arrive later.
-    Only a terminal gets escape sequences, even if FORCE_COLOR is set.
+    Its reader may close it (`train.py | head`) or its disk may be full. If its terminal is closed,
+    the SIGHUP that stops the run may arrive later. Only a terminal gets escape sequences, even if
+    FORCE_COLOR is set.
     """
 
     def __init__(self) -> None:
@@ -31,22 +36,32 @@ class RunConsole(Console):
     def _check_buffer(self) -> None:  # Writes what was printed.
         try:
             super()._check_buffer()
-        except OSError:
-            self.on_broken_pipe()
+        except OSError as error:
+            self._give_up(f"cannot be written ({error.strerror or error})")
 
     def on_broken_pipe(self) -> None:
+        self._give_up("is closed")
+
+    def _give_up(self, why: str) -> None:
         self.quiet = True
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        with contextlib.suppress(OSError):  # stderr may be the same closed pipe.
-            print(
-                "note: standard output is closed; the run continues and writes metrics.jsonl",
-                file=sys.stderr,
-                flush=True,
-            )
+        note(f"standard output {why}; the run continues and writes metrics.jsonl")
+
+
+def harmless(text: str, is_terminal: bool) -> str:
+    """Text for a stream. A terminal gets no control characters but line breaks and tabs.
+
+    They could come from a stranger's text or the name of a folder, and would move the cursor,
+    change the colours or rename the window. A file or a pipe gets the text as it is.
+    """
+    if not is_terminal:
+        return text
+    return CONTROLS.sub(lambda found: ascii(found[0])[1:-1], text.replace("\r\n", "\n"))
 
 
 def show(console: Console, text: str) -> None:
-    """Prints text as it is: the console neither interprets nor wraps it."""
+    """Prints text as it is: the console neither interprets nor wraps it. See `harmless`."""
+    text = harmless(text, console.is_terminal)
     console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 

@@ -11,9 +11,10 @@ from typing import Any
 import jax
 
 from gpt_jax.config import Config, MeshConfig
-from gpt_jax.devices import hardware, start_devices
+from gpt_jax.devices import hardware, pinned_settings, start_devices
 from gpt_jax.runs import existing_record
-from gpt_jax.runs.checkpoints import Checkpoints
+from gpt_jax.runs.recovery import restore_for_reading
+from gpt_jax.text import absolute_source
 from gpt_jax.text.windows import evaluation_windows
 from gpt_jax.training.run import Run, prepare
 
@@ -36,24 +37,26 @@ class Evaluation:
     source_loss: float | None
 
 
-def evaluate(workdir: Path, which: str) -> Evaluation:
+@pinned_settings()
+def evaluate(workdir: Path, which: str, corpus: str = "") -> Evaluation:
     """Evaluates a checkpoint of the run in `workdir`, on all devices of this machine.
 
     Args:
       which: "latest", "best" or the number of a step.
+      corpus: where the run's text lies now; empty = where the run found it.
 
     Raises:
-      UserError: if there is no such run or checkpoint, or its corpus has moved or changed.
+      UserError: if there is no such run or checkpoint, or its text is not there or has changed.
     """
     workdir = workdir.absolute()
     record = existing_record(workdir)
-    devices = start_devices(MeshConfig(), record.config.train.batch_size)
-    run = prepare(_fitted(record.config, devices), workdir, record, devices)
-    # Restored right after it is found, because a run in progress deletes checkpoints.
-    with Checkpoints.for_reading(workdir / "checkpoints") as checkpoints:
-        step = checkpoints.find(which).step
-        params = checkpoints.restore_evaluated(step, run.abstract)
-    return _evaluation(run, params, step)
+    config = record.config
+    if corpus:
+        config = config.with_values("data", corpus=absolute_source(corpus))
+    devices = start_devices(MeshConfig(), config.train.batch_size)
+    run = prepare(_fitted(config, devices), workdir, record, devices)
+    saved, params = restore_for_reading(workdir / "checkpoints", which, run.abstract)
+    return _evaluation(run, params, saved.step)
 
 
 def _fitted(config: Config, devices: list[jax.Device]) -> Config:

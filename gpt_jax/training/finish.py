@@ -10,6 +10,7 @@ import numpy as np
 from gpt_jax.devices import processes
 from gpt_jax.files import replacing
 from gpt_jax.model import unrolled
+from gpt_jax.runs import read_record
 from gpt_jax.sampling import encode_prompt, known_prompt, stream
 from gpt_jax.training.display import short_path
 from gpt_jax.training.log import read_metrics
@@ -18,6 +19,7 @@ from gpt_jax.training.pictures import draw_loss_curve
 from gpt_jax.training.run import Run
 from gpt_jax.training.state import TrainState
 from gpt_jax.training.stopping import Stopper
+from gpt_jax.training.summary import stand_in
 
 
 def sample_path(workdir: Path, step: int) -> Path:
@@ -66,6 +68,8 @@ def _print_loss(run: Run, monitor: Monitor, estimate: float | None) -> None:
     rows.append(("curve", short_path(run.workdir / "loss.png", 60)))
     monitor.say("")
     monitor.say_facts(rows)
+    if sentence := stand_in(read_record(run.workdir)):
+        monitor.say(f"note: {sentence}")
 
 
 @processes.on_first

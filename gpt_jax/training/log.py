@@ -4,14 +4,16 @@ Nothing in the file is trusted. A line that cannot be read stays in the file and
 number that no run can log counts as missing.
 """
 
+import contextlib
 import json
 import math
-import sys
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gpt_jax.files import flush, replacing
+from gpt_jax.errors import note
+from gpt_jax.files import flush, read_file, replacing
 
 Entry = dict[str, Any]
 
@@ -52,7 +54,7 @@ def _read_lines(path: Path) -> list[Line]:
     """The lines of a log. A last line that a crash cut off is left out."""
     if not path.exists():
         return []
-    *whole, last = (Line(line, _parse(line)) for line in path.read_bytes().split(b"\n"))
+    *whole, last = (Line(line, _parse(line)) for line in read_file(path).split(b"\n"))
     return whole if last.entry is None else [*whole, last]
 
 
@@ -85,10 +87,9 @@ def _entries(lines: Iterable[Line]) -> list[Entry]:
 def _note_unreadable(path: Path, lines: Iterable[Line]) -> None:
     """Prints one note if lines cannot be read."""
     if numbers := [n for n, line in enumerate(lines, start=1) if line.entry is None]:
-        print(
-            f"note: {path}: {len(numbers)} line(s) cannot be read (first: line {numbers[0]}): "
-            "they stay in the file and are skipped",
-            file=sys.stderr,
+        note(
+            f"{path}: {len(numbers)} line(s) cannot be read (first: line {numbers[0]}): they stay "
+            "in the file and are skipped"
         )
 
 
@@ -98,6 +99,18 @@ def json_line(entry: Entry) -> str:
         if isinstance(value, float) and not math.isfinite(value):
             entry = entry | {key: None}
     return json.dumps(entry) + "\n"
+
+
+def _append(path: Path, content: bytes) -> None:
+    """Adds bytes to a file: all of them or, if it raises OSError, none."""
+    size = path.stat().st_size if path.exists() else 0
+    try:
+        with path.open("ab") as file:
+            file.write(content)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.truncate(path, size)
+        raise
 
 
 class MetricsLog:
@@ -110,6 +123,8 @@ class MetricsLog:
         `writes`: whether this process writes the file.
         """
         self._path, self._writes = path, writes
+        self._unwritten: list[bytes] = []  # New lines that could not be written yet.
+        self._is_failing = False
         if writes:
             _note_unreadable(path, _read_lines(path))
         self.drop_after(step)
@@ -129,16 +144,38 @@ class MetricsLog:
                 file.writelines(content + b"\n" for content in contents)
 
     def append(self, entry: Entry) -> None:
-        """Adds a line."""
+        """Adds a line. If it cannot be written, as on a full disk, it is kept and written later."""
         self.last = entry
         if self._writes:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json_line(entry))
+            self._unwritten.append(json_line(entry).encode("utf-8"))
+            with self._tolerating_failure():
+                self._write_rest()
 
     def flush(self) -> None:
-        """Waits until the log is on the disk."""
+        """Waits until the log is on the disk, if it can be written."""
         if self._writes:
-            flush(self._path)
+            with self._tolerating_failure():
+                self._write_rest()
+                flush(self._path)
+
+    def _write_rest(self) -> None:
+        """Writes the lines that are not in the file yet."""
+        _append(self._path, b"".join(self._unwritten))
+        self._unwritten.clear()
+
+    @contextlib.contextmanager
+    def _tolerating_failure(self) -> Iterator[None]:
+        """Prints one note, however often the block fails, until it succeeds again."""
+        try:
+            yield
+            self._is_failing = False
+        except OSError as error:
+            if not self._is_failing:
+                note(
+                    f"{self._path} cannot be written ({error.strerror or error}): its new lines "
+                    "are kept and written later; training continues"
+                )
+            self._is_failing = True
 
     def extend_last(self, **values: float) -> Entry:
         """Adds values to the last line that can be read. Returns the new entry."""

@@ -13,10 +13,11 @@ from pathlib import Path
 import jax
 
 from gpt_jax.config import Config
-from gpt_jax.devices import processes, start_devices
-from gpt_jax.errors import UserError
+from gpt_jax.devices import pinned_settings, processes, start_devices
+from gpt_jax.errors import note
 from gpt_jax.runs.checkpoints import Checkpoints
 from gpt_jax.training.beginning import first_state, open_run
+from gpt_jax.training.divergence import check_arrays, check_steps
 from gpt_jax.training.finish import finish
 from gpt_jax.training.meeting import ending_together
 from gpt_jax.training.monitor import Monitor
@@ -24,10 +25,11 @@ from gpt_jax.training.run import Run, prepare
 from gpt_jax.training.state import TrainState
 from gpt_jax.training.step import Metrics
 from gpt_jax.training.stopping import ALREADY_FINISHED, FINISHED, Stop, Stopped, Stopper
-from gpt_jax.training.summary import introduce
+from gpt_jax.training.summary import introduce, stand_in
 from gpt_jax.training.tensorboard import check_installed, event_files
 
 
+@pinned_settings()
 def train(
     config: Config,
     workdir: Path,
@@ -53,6 +55,8 @@ def train(
         check_installed()
     workdir = workdir.absolute()
     opened = open_run(config, workdir, resume_allow, init_from)
+    if (sentence := stand_in(opened.record)) and processes.is_first():
+        note(sentence)
     if opened.is_finished:
         return ALREADY_FINISHED
     devices = start_devices(opened.config.mesh, opened.config.train.batch_size)
@@ -61,7 +65,10 @@ def train(
         state = first_state(run, checkpoints, opened)
         step, c = int(state.step), run.config.train
         with event_files(workdir, step, tensorboard and processes.is_first()) as listener:
-            monitor = Monitor(workdir, step, c, run.tokens_per_step, listener=listener)
+            monitor = Monitor(
+                workdir, step, c, run.tokens_per_step, listener=listener,
+                bits_per_byte=run.bits_per_byte,
+            )  # fmt: skip
             introduce(run, state, monitor)
             return Loop(run, checkpoints, monitor, stopper or Stopper()).finish_run(state)
 
@@ -95,7 +102,7 @@ class Loop:
                 state = self.run_steps(state)
                 finish(self.run, state, self.monitor, self.stopper)
         except Stopped as stopped:
-            return stopped.stop
+            return dataclasses.replace(stopped.stop, step=self.checkpoints.latest_step)
         return FINISHED
 
     def evaluate_beginning(self, state: TrainState) -> None:
@@ -105,7 +112,7 @@ class Loop:
         """
         val_loss = self.evaluate(state)
         self.monitor.record_beginning(val_loss)
-        self.checkpoints.save(0, state, val_loss)
+        self.save(0, state, val_loss)
         self.checkpoints.confirm(0)
 
     def evaluate_if_missing(self, state: TrainState) -> None:
@@ -128,11 +135,11 @@ class Loop:
         c = self.run.config.train
         evaluates = _is_due(step, c.eval_every, c.steps)
         logs = evaluates or step % c.log_every == 0
-        saves = _is_due(step, c.checkpoint_every, c.steps)
+        saves = self.is_save_due(step, state)
         waits = self.run.device.platform == "cpu" or logs or saves
         if waits:
             _wait(metrics)
-            self.check_finite(step, state)
+            check_steps(self.run, self.checkpoints, step, state)
         self.monitor.step_done(step)
         with self.monitor.pause():
             val_loss = self.evaluate_unless_stopped(state) if evaluates else None
@@ -141,13 +148,28 @@ class Loop:
             # Several processes agree by a message, which must not hold up an accelerator.
             stop = self.stopper.poll() if waits or not processes.several() else None
             if saves or stop:
-                with self.monitor.doing("saving"):
-                    self.monitor.flush()  # The log is never behind a checkpoint.
-                    self.checkpoints.save(step, state, val_loss)
+                self.save(step, state, val_loss)
         if stop or step == c.steps:
             self.checkpoints.confirm(step)
         if stop:
             raise Stopped(stop)
+
+    def is_save_due(self, step: int, state: TrainState) -> bool:
+        """Whether to save after `step` updates.
+
+        While steps are skipped, only the last one is saved: the run may be diverging, and the
+        newest checkpoint is the way back.
+        """
+        c = self.run.config.train
+        is_due = _is_due(step, c.checkpoint_every, c.steps)
+        return is_due and (step == c.steps or not int(state.skipped_in_a_row))
+
+    def save(self, step: int, state: TrainState, val_loss: float | None) -> None:
+        """Saves the log and the state. Raises UserError if an array of the state is not finite."""
+        with self.monitor.doing("saving"):
+            check_arrays(self.checkpoints, step, state)
+            self.monitor.flush()  # The log is never behind a checkpoint.
+            self.checkpoints.save(step, state, val_loss)
 
     def evaluate(self, state: TrainState) -> float:
         """The validation loss in nats per token."""
@@ -160,24 +182,6 @@ class Loop:
             return self.evaluate(state)
         except Stopped:
             return None
-
-    def check_finite(self, step: int, state: TrainState) -> None:
-        """Ends a run that no longer trains. Single steps that are not finite are only skipped.
-
-        Raises:
-          UserError: after `train.max_skipped` steps in a row that were not finite.
-        """
-        most, skipped = self.run.config.train.max_skipped, int(state.skipped_in_a_row)
-        if skipped < most:
-            return
-        offsets, saved = self.run.batch_offsets(step - 1), self.checkpoints.all()
-        raise UserError(
-            f"{skipped} steps in a row up to step {step} had a loss or a gradient that is not "
-            f"finite (train.max_skipped = {most}); the windows of the last step began at tokens "
-            f"{', '.join(map(str, offsets[:8]))}{', ...' if len(offsets) > 8 else ''}; the last "
-            f"good checkpoint is {saved[-1].step if saved else 'none'}: resume from it with a "
-            "lower --config.optimizer.learning_rate and --resume_allow=optimizer.learning_rate"
-        )
 
 
 def _wait(metrics: Metrics) -> None:

@@ -17,9 +17,10 @@ from typing import Any
 import jax
 
 from gpt_jax.config import Cluster, Config
-from gpt_jax.devices import start_devices
+from gpt_jax.devices import pinned_settings, start_devices
 from gpt_jax.devices.processes import check_same, is_first, on_first, several
-from gpt_jax.errors import UserError, first_cause
+from gpt_jax.errors import UserError, first_cause, out_of_memory
+from gpt_jax.files import read_file
 from gpt_jax.runs import one_writer, read_record, with_recorded_choices
 
 LEFT_ALONE = 1  # The exit status of a process that has lost the others.
@@ -51,7 +52,7 @@ def joined(cluster: Cluster, config: Config, workdir: Path) -> Iterator[None]:
     chosen = config if record is None else with_recorded_choices(config, record)
     start_devices(chosen.mesh, config.train.batch_size)
     _check_devices()
-    with ending_together(), _silent_unless_first(), _one_writer(workdir):
+    with pinned_settings(), ending_together(), _silent_unless_first(), _one_writer(workdir):
         yield
 
 
@@ -140,7 +141,8 @@ def ending_together() -> Iterator[None]:
         try:
             if not isinstance(error, OSError | jax.errors.JaxRuntimeError):
                 traceback.print_exc()
-            message = str(error) if isinstance(error, OSError) else _alone(first_cause(error))
+            message = str(error) if isinstance(error, OSError) else out_of_memory(error)
+            message = message or _alone(first_cause(error))
             print(f"error: {message}", file=sys.stderr, flush=True)
         finally:  # Even if the message cannot be written, as on a full disk.
             os._exit(LEFT_ALONE)
@@ -167,5 +169,5 @@ def _one_writer(workdir: Path) -> Iterator[None]:
 def _lock_text(workdir: Path) -> str:
     """What process 0 has just written. Another folder has an old lock, or none."""
     with contextlib.suppress(OSError):
-        return (workdir / ".lock").read_text(encoding="utf-8")
+        return read_file(workdir / ".lock").decode("utf-8", errors="replace")
     return ""

@@ -39,11 +39,16 @@ class Monitor:
         console: Console | None = None,
         now: Callable[[], float] = time.perf_counter,
         listener: Callable[[Mapping[str, Any]], None] = lambda entry: None,
+        bits_per_byte: Callable[[float], float] | None = None,
     ) -> None:
-        """Continues the log in `workdir` after `step`; `listener` gets every entry, too."""
+        """Continues the log in `workdir` after `step`; `listener` gets every entry, too.
+
+        `bits_per_byte` converts a validation loss in nats per token; None = it is not logged.
+        """
         self._log = MetricsLog(workdir / "metrics.jsonl", step, processes.is_first())
         self._clock = Clock(self._log.elapsed_s, now)
         self._config, self._tokens_per_step, self._listener = config, tokens_per_step, listener
+        self._bits_per_byte = bits_per_byte
         self._step, self._doing = step, "compiling"
         self._loss = self._speed = ""
         self._last_line_s = -math.inf
@@ -92,7 +97,7 @@ class Monitor:
             "elapsed_s": round(self._clock.elapsed_s, 3),
         }
         if val_loss is not None:
-            entry["val/loss"] = val_loss
+            entry |= self._evaluated(val_loss)
         self._log.append(entry)
         self._listener(entry)
         self._show(entry)
@@ -120,7 +125,12 @@ class Monitor:
         """
         if self._log.last["step"] < step:
             return self.record(step, NO_STEP, val_loss)
-        self._listener(self._log.extend_last(**{"val/loss": val_loss}))
+        self._listener(self._log.extend_last(**self._evaluated(val_loss)))
+
+    def _evaluated(self, val_loss: float) -> dict[str, float]:
+        """What a line of the log says about an evaluation."""
+        bits = {"val/bits_per_byte": self._bits_per_byte(val_loss)} if self._bits_per_byte else {}
+        return {"val/loss": val_loss, **bits}
 
     def _left(self) -> str:
         """The time left, in words."""

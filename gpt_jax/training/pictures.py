@@ -6,6 +6,7 @@ flatten the rest; what lies above is marked at the upper edge.
 """
 
 import itertools
+import logging
 import math
 import os
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gpt_jax.config import Config
+from gpt_jax.files import replacing
 from gpt_jax.training import curves
 from gpt_jax.training.curves import Entries, Points, best, points
 from gpt_jax.training.display import shortened
@@ -90,8 +92,11 @@ def draw_loss_curve(
         _write_title(figure, name, f"{_caption(found)} on {text}")
 
 
-def draw_comparison(runs: Mapping[str, Entries], path: Path, unit: str = "token") -> None:
-    """Draws the losses of runs, by name, against steps and against time into a PNG file."""
+def draw_comparison(runs: Mapping[str, Entries], path: Path, unit: str = "nats per token") -> None:
+    """Draws the losses of runs, by name, against steps and against time into a PNG file.
+
+    `unit`: of the losses.
+    """
     time, per = curves.time_unit(max(map(elapsed_s, runs.values())))
     is_crowd = len(runs) > CROWD
     runs = {name: _validation_only(run) if is_crowd else run for name, run in runs.items()}
@@ -106,7 +111,7 @@ def draw_comparison(runs: Mapping[str, Entries], path: Path, unit: str = "token"
             if label := found.get("validation") or found.get("training"):
                 labels.append(label._replace(text=name))
         _set_loss_range(left, list(runs.values()))
-        _finish(left, "training steps", f"nats per {unit}")
+        _finish(left, "training steps", unit)
         _finish(right, f"{time} of training", "")
         right.tick_params(labelleft=False)
         _place_labels(right, labels)
@@ -125,7 +130,8 @@ def _saved_figure(path: Path, width: float, height: float) -> Iterator["Figure"]
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # Such as Chinese names.
         figure = Figure(figsize=(width, height))
         yield figure
-        figure.savefig(path, format="png", facecolor="white", pil_kwargs={"optimize": True})
+        with replacing(path) as file:
+            figure.savefig(file, format="png", facecolor="white", pil_kwargs={"optimize": True})
 
 
 def _load_matplotlib() -> None:
@@ -134,8 +140,12 @@ def _load_matplotlib() -> None:
     The import takes half a second, so it does not come before training.
     """
     backend = None if "matplotlib" in sys.modules else os.environ.pop("MPLBACKEND", None)
+    logger = logging.getLogger("matplotlib")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # It warns if its cache folder cannot be written.
     import matplotlib
 
+    logger.setLevel(level)
     if backend:
         os.environ["MPLBACKEND"] = backend
         with suppress(ValueError):

@@ -17,10 +17,11 @@ from gpt_jax.devices import (
     make_abstract_mesh,
     make_batch_layout,
     make_mesh,
+    pinned_settings,
     start_devices,
 )
-from gpt_jax.model import query_blocks
 from gpt_jax.training.communication import communication
+from gpt_jax.training.memory import activation_bytes, batch_bytes, bytes_on_device, fits
 from gpt_jax.training.run import model_vocabulary_size, resolve
 from gpt_jax.training.state import TrainState, abstract_state
 from gpt_jax.training.step import jit_train_step
@@ -40,8 +41,8 @@ class Plan:
     optimizer_bytes: int
     average_bytes: int
     state_bytes: int  # The whole state on each device.
-    # Activations and gradients on each device during a step. With the devices at hand, XLA's upper
-    # bound; else a lower bound, see `activation_bytes`.
+    # The batch, activations and gradients on each device during a step. With the devices at hand,
+    # XLA's upper bound; else a lower bound, see `activation_bytes`.
     step_bytes: int
     tokens: int  # Per update.
     flops: float  # Per update, by the formula in `flops_per_token`.
@@ -57,11 +58,13 @@ class Plan:
         return math.prod(self.mesh.values())
 
 
+@pinned_settings()
 def plan(config: Config) -> Plan:
     """Plans the training step. Allocates nothing.
 
-    If this machine has the devices of the mesh, the step is compiled. Otherwise all sizes of the
-    mesh must be given; the step is planned from shapes alone, as for accelerators.
+    If this machine has the devices of the mesh, the step is compiled, unless their memory is too
+    small for it. Otherwise all sizes of the mesh must be given; the step is planned from shapes
+    alone, as for accelerators.
 
     The corpus is read only if the vocabulary depends on it: with a tokenizer of characters or byte
     pairs, and `model.vocab_size` not given.
@@ -85,6 +88,8 @@ def _plan_at_hand(config: Config, mesh: Mesh) -> Plan:
     layout = make_batch_layout(config, mesh)
     config = resolve(config, config.data.corpus, model_vocabulary_size(config), layout)
     abstract = abstract_state(config, mesh)
+    if not fits(config, abstract, layout):
+        return _plan(config, layout, abstract)
     shape = (layout.microbatches, layout.rows, config.model.block_size + 1)
     batch_AMW = jax.ShapeDtypeStruct(shape, "int32", sharding=layout.sharding)
     # Any: the declared type is a plain function, without `lower`.
@@ -94,7 +99,8 @@ def _plan_at_hand(config: Config, mesh: Mesh) -> Plan:
     return dataclasses.replace(
         _plan(config, layout, abstract),
         at_hand=True,
-        step_bytes=compiled.memory_analysis().temp_size_in_bytes,
+        step_bytes=compiled.memory_analysis().temp_size_in_bytes
+        + batch_bytes(config.model, layout),
         counted_flops=counted * layout.microbatches * mesh.size,
     )
 
@@ -103,7 +109,7 @@ def _plan(config: Config, layout: BatchLayout, abstract: TrainState) -> Plan:
     """The plan from shapes alone."""
     tokens = config.train.batch_size * config.model.block_size
     parameters, mesh = count_parameters(abstract.params), layout.sharding.mesh.shape
-    gradients = _bytes_on_device(abstract.params) * (2 if layout.microbatches > 1 else 1)
+    gradients = bytes_on_device(abstract.params) * (2 if layout.microbatches > 1 else 1)
     activations = activation_bytes(config.model, layout.rows_per_device, mesh["tensor"])
     return Plan(
         config=config,
@@ -114,39 +120,13 @@ def _plan(config: Config, layout: BatchLayout, abstract: TrainState) -> Plan:
         parameter_bytes=_bytes(abstract.params),
         optimizer_bytes=_bytes(abstract.opt_state),
         average_bytes=_bytes(abstract.average),
-        state_bytes=_bytes_on_device(abstract),
-        step_bytes=gradients + activations,
+        state_bytes=bytes_on_device(abstract),
+        step_bytes=gradients + activations + batch_bytes(config.model, layout),
         tokens=tokens,
         flops=tokens * flops_per_token(config.model, parameters),
         counted_flops=0,
         sent=communication(abstract, layout, config.model),
     )
-
-
-def activation_bytes(config: GPTConfig, rows: int, tensor: int = 1) -> int:
-    """Bytes that the forward pass of `rows` windows must keep for the backward pass, per device.
-
-    The count follows Korthikanti et al. (2022), section 4, who count another arrangement. Factors
-    of products have s bytes, other numbers 4. A block keeps, per token:
-
-        8 C         the stream before both norms
-        6 s C       the factors of width C
-        (4 + s) F   the MLP before and after its activation
-        s H T       attention's weights, less the part above the diagonal; none with cuDNN
-
-    The logits and their gradient add 8 V per token. With `remat`, one block at a time is kept, and
-    the stream before each of the others. `tensor` devices share what has heads, the MLP's width or
-    the vocabulary. XLA needs more: on a CPU 1.2 to 1.8 times as much.
-    """
-    c, size = config, 4 if config.matmul_dtype == "float32" else 2
-    visible = (1 + 1 / query_blocks(c.block_size)) / 2
-    inner = (4 + size) * (c.n_inner or 4 * c.n_embd)
-    weights = size * c.n_head * c.block_size * visible if c.attention == "xla" else 0
-    sharded = inner + 4 * size * c.n_embd + weights
-    block = (8 + 2 * size) * c.n_embd + sharded / tensor
-    blocks = block + (c.n_layer - 1) * (4 * c.n_embd if c.remat else block)
-    token = blocks + 8 * c.vocab_size / tensor
-    return int(rows * c.block_size * token)
 
 
 def flops_per_token(config: GPTConfig, parameters: int) -> int:
@@ -170,10 +150,3 @@ def count_parameters(params: Any) -> int:
 
 def _bytes(tree: Any) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-
-
-def _bytes_on_device(tree: Any) -> int:
-    return sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(tree)
-    )

@@ -1,6 +1,7 @@
 """Everything a run needs, made once: tokens, devices, the resolved configuration, the steps."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from gpt_jax.text import (
     vocabulary_size,
     windows,
 )
+from gpt_jax.training.memory import check_run
 from gpt_jax.training.state import TrainState, abstract_state
 from gpt_jax.training.step import EvalStep, TrainStep, jit_eval_step, jit_train_step, mean_loss
 
@@ -86,8 +88,12 @@ class Run:
 
     def bits_per_byte(self, loss: float) -> float:
         """Converts a validation loss in nats per token to bits per byte of the text in UTF-8."""
-        n_bytes = self.tokenizer.count_bytes(self.val_tokens)
-        return float(loss / np.log(2) * len(self.val_tokens) / n_bytes)
+        return float(loss / np.log(2) * len(self.val_tokens) / self._val_bytes)
+
+    @functools.cached_property
+    def _val_bytes(self) -> int:
+        """The length of the validation text in bytes of UTF-8."""
+        return self.tokenizer.count_bytes(self.val_tokens)
 
     def source_loss(self) -> float | None:
         """Nats per character of the play's own grammar on the validation text; None for others."""
@@ -117,14 +123,17 @@ def prepare(
     layout = make_batch_layout(config, mesh)
     tokens = _load_tokens(config, workdir, record)
     parts = windows.split(tokens.ids, config.data.val_fraction, config.model.block_size)
+    if init_from:
+        _check_rows(config, tokens.tokenizer.vocab_size, init_from)
     resolved = resolve(config, tokens.source, tokens.tokenizer.vocab_size, layout)
     found = [tokens.sha256, tokens.tokenizer.to_dict(), resolved.model.matmul_dtype]
     processes.check_same("the text, or what the hardware has (model.matmul_dtype),", found)
+    abstract = abstract_state(resolved, mesh)
+    processes.on_all(check_run)(resolved, abstract, layout, trains=record is None)
     if record is None:
         requested, platform = corpus.absolute_source(config.data.corpus), devices[0].platform
         new = Record(resolved, requested, tokens.sha256, platform, len(devices), (), init_from)
         processes.on_first(write_record)(workdir, new, tokens.tokenizer)
-    abstract = abstract_state(resolved, mesh)
     return Run(
         config=resolved,
         workdir=workdir,
@@ -137,6 +146,16 @@ def prepare(
         train_step=jit_train_step(resolved, abstract, layout),
         eval_step=jit_eval_step(resolved, abstract, layout),
     )
+
+
+def _check_rows(config: Config, vocab_size: int, init_from: str) -> None:
+    """Raises UserError if the tokenizer has ids for which the weights have no row."""
+    if vocab_size > config.model.vocab_size:
+        raise UserError(
+            f"the tokenizer has {vocab_size} tokens, but the weights of {init_from} only "
+            f"{config.model.vocab_size}: give the tokenizer that they were trained with "
+            "(--config.data.tokenizer), or weights with a row for every token"
+        )
 
 
 @processes.on_all

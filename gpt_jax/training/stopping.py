@@ -9,8 +9,9 @@ scripts/train.py handles the signals with `stopping_on_signals`, and passes the 
    steps that log or save.)
 3. Evaluations and the last sample ask while they work, with `Stopper.check`, and are abandoned. The
    resumed run does them first.
-4. `loop.train` catches `Stopped` and returns its `Stop`. The script prints that the same command
-   resumes the run, and exits with `Stop.status`: 143 for SIGTERM, 130 for Ctrl-C, 129 for SIGHUP.
+4. `loop.train` catches `Stopped` and returns its `Stop`. The script prints after which step the run
+   stopped and that the same command resumes it, and exits with `Stop.status`: 143 for SIGTERM, 130
+   for Ctrl-C, 129 for SIGHUP.
 5. A second signal ends the process at once. The newest checkpoint stays intact.
 
 With several processes, any of them may get the signal. They agree on the signal in `poll`
@@ -36,6 +37,7 @@ class Stop:
     reason: str  # For people, such as "SIGTERM".
     status: int = 0  # The exit status of the process: 0, or 128 plus the number of the signal.
     is_resumable: bool = True  # Whether steps are left, so that the same command resumes the run.
+    step: int = dataclasses.field(default=0, compare=False)  # From which it resumes.
 
 
 FINISHED = Stop("finished", is_resumable=False)
@@ -79,16 +81,23 @@ class Stopper:
 
 
 @contextlib.contextmanager
-def stopping_on_signals(agree: Callable[[int], int] = int) -> Iterator[Stopper]:
-    """Handles SIGNALS inside the block. For the main thread only.
+def handling(receive: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Calls `receive` at each of SIGNALS inside the block. For the main thread only.
 
     An ignored SIGHUP stays ignored: `nohup` means that the run outlives its terminal.
     """
-    stopper = Stopper(agree)
     handled = [s for s in SIGNALS if s.name != "SIGHUP" or signal.getsignal(s) != signal.SIG_IGN]
-    before = {signum: signal.signal(signum, stopper.receive) for signum in handled}
+    before = {signum: signal.signal(signum, receive) for signum in handled}
     try:
-        yield stopper
+        yield
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
+
+
+@contextlib.contextmanager
+def stopping_on_signals(agree: Callable[[int], int] = int) -> Iterator[Stopper]:
+    """Yields a stopper that knows of the signals inside the block; see `handling`."""
+    stopper = Stopper(agree)
+    with handling(stopper.receive):
+        yield stopper

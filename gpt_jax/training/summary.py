@@ -1,6 +1,10 @@
-"""What a run prints before its first step: the model, the text, the steps, the devices."""
+"""What a run prints before its first step: the model, the text, the steps, the devices.
+
+Also, at every start and at the end: that it trains on the play in place of another text.
+"""
 
 from gpt_jax.config import Config
+from gpt_jax.runs import Record
 from gpt_jax.training.display import short_path
 from gpt_jax.training.monitor import Monitor
 from gpt_jax.training.plan import count_parameters
@@ -24,6 +28,17 @@ def introduce(run: Run, state: TrainState, monitor: Monitor) -> None:
         rows.append(("resumes", f"after step {step:,}"))
     monitor.say_facts(rows)
     monitor.say("")
+
+
+def stand_in(record: Record | None) -> str:
+    """A sentence if the play stands in for the text of a run; empty if it does not."""
+    wanted = record.requested_corpus if record else ""
+    if record is None or (wanted, record.config.data.corpus) != ("tinyshakespeare", "builtin"):
+        return ""
+    return (
+        "this run trains on the built-in play, because Tiny Shakespeare could not be downloaded "
+        "when it began; to train on Tiny Shakespeare, start a new run with another --workdir"
+    )
 
 
 def _model(run: Run, state: TrainState) -> str:

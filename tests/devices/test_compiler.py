@@ -1,5 +1,6 @@
 """The compilation cache is in the user's own folder; memory is returned after compiling."""
 
+import os
 import types
 
 import jax
@@ -53,6 +54,14 @@ def test_the_users_cache_settings_win(settings, monkeypatch):
 
 def test_there_is_no_cache_if_its_folder_cannot_be_made(settings):
     cache_folder().write_text("a file")
+    compiler.use_compilation_cache()
+    assert settings == {}
+
+
+def test_there_is_no_cache_without_a_home_folder(settings, monkeypatch):
+    monkeypatch.delenv("GPT_JAX_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
     compiler.use_compilation_cache()
     assert settings == {}
 

@@ -1,6 +1,8 @@
 """Saving and restoring, bit for bit and on other meshes; which checkpoints are kept."""
 
+import json
 import math
+import shutil
 from pathlib import Path
 
 import jax
@@ -13,7 +15,8 @@ from gpt_jax.devices.device_count import start_devices
 from gpt_jax.devices.mesh import make_mesh
 from gpt_jax.errors import UserError
 from gpt_jax.runs import checkpoint_files
-from gpt_jax.runs.checkpoint_list import Saved
+from gpt_jax.runs.checkpoint_files import METRICS
+from gpt_jax.runs.checkpoint_list import Saved, choose
 from gpt_jax.runs.checkpoints import Checkpoints
 from gpt_jax.training.state import abstract_state, init_state
 
@@ -90,14 +93,86 @@ def test_a_loss_added_later_can_make_a_checkpoint_the_best(tmp_path):
         assert [saved.step for saved in checkpoints.all()] == [2, 3]
 
 
+def edited(path, **values):
+    content = json.loads(path.read_text()) | values
+    path.write_text(json.dumps({key: value for key, value in content.items() if value != "gone"}))
+
+
+DAMAGED_LOSSES = {
+    "no file": lambda path: path.unlink(),
+    "no folder": lambda path: shutil.rmtree(path.parent),
+    "empty": lambda path: path.write_text(""),
+    "not JSON": lambda path: path.write_bytes(b"\xff\x00{"),
+    "a list": lambda path: path.write_text("[1.0]"),
+    "nested": lambda path: path.write_text("[" * 100_000),
+    "no loss": lambda path: path.write_text("{}"),
+    "another key": lambda path: edited(path, val_loss="gone", loss=1.0),
+    "another number": lambda path: edited(path, val_loss=9.0),
+    "no number": lambda path: edited(path, val_loss="1.0"),
+    "that of another step": lambda path: shutil.copy(path.parents[2] / "3" / METRICS, path),
+    "another check": lambda path: edited(path, crc32=7),
+}
+
+
+@pytest.mark.parametrize("when", ["between two runs", "during one"])
+@pytest.mark.parametrize("damage", DAMAGED_LOSSES)
+def test_a_checkpoint_whose_loss_is_damaged_is_never_deleted(tmp_path, damage, when):
+    """It could be the best. Orbax cannot list a file that is not a JSON object; it is set aside."""
+    folder = tmp_path / "run" / "checkpoints"
+    saved(folder, [3.0, 1.0, 2.0])
+    if when == "between two runs":
+        DAMAGED_LOSSES[damage](folder / "2" / METRICS)
+    with Checkpoints.for_training(folder) as checkpoints:
+        if when == "during one":
+            DAMAGED_LOSSES[damage](folder / "2" / METRICS)
+        for step in (4, 5, 6):
+            checkpoints.save(step, STATE, float(step))
+        checkpoints.wait()
+        names = {path.name for path in folder.iterdir()}
+        assert names in ({"2", "3", "6"}, {"damaged-2", "3", "6"})
+        if "2" in names:
+            with pytest.raises(UserError, match="the loss of step 2 cannot be read: choose latest"):
+                checkpoints.find("best")
+            assert checkpoints.find("2") == Saved(2, math.inf, is_known=False)
+            checkpoints.restore(2, target((3,)))
+
+
+@pytest.mark.parametrize("damage", DAMAGED_LOSSES)
+def test_the_log_gives_a_damaged_loss_back(tmp_path, damage):
+    folder = tmp_path / "run" / "checkpoints"
+    saved(folder, [3.0, 1.0, 2.0])
+    log = ['{"step": 1, "val/loss": 3.0}', "torn", "[]", '{"step": 2, "val/loss": 1.0}']
+    (tmp_path / "run" / "metrics.jsonl").write_text("\n".join([*log, '{"step": 3}']))
+    DAMAGED_LOSSES[damage](folder / "2" / METRICS)
+    with Checkpoints.for_training(folder) as checkpoints:
+        assert checkpoints.find("best") == Saved(2, 1.0)
+        checkpoints.save(4, STATE, 4.0)
+        assert [saved.step for saved in checkpoints.all()] == [2, 4]
+
+
+def test_a_loss_without_a_check_is_that_of_an_older_version(tmp_path):
+    saved(tmp_path, [3.0, 1.0, 2.0])
+    edited(tmp_path / "2" / METRICS, crc32="gone")
+    with Checkpoints.for_training(tmp_path) as checkpoints:
+        assert checkpoints.find("best") == Saved(2, 1.0)
+
+
 def test_find_accepts_best_latest_and_the_kept_steps(tmp_path):
     saved(tmp_path / "run with space", [3.0, 2.0, 2.5])
     with Checkpoints.for_training(tmp_path / "run with space") as checkpoints:
         assert checkpoints.find("best") == Saved(2, 2.0)
         assert checkpoints.find("latest") == checkpoints.find("3") == Saved(3, 2.5)
         assert checkpoints.latest_step == 3
-        with pytest.raises(UserError, match="no step '1': choose best, latest or one of 2, 3"):
+        with pytest.raises(UserError, match="no step '1': the steps are 2 and 3; give"):
             checkpoints.find("1")
+
+
+@pytest.mark.parametrize(
+    ("steps", "words"), [([60], "the only step is 60;"), ([20, 40, 60], "are 20, 40 and 60;")]
+)
+def test_the_error_for_a_missing_step_lists_the_steps(steps, words):
+    with pytest.raises(UserError, match=words):
+        choose([Saved(step, 1.0) for step in steps], "999", Path("run"))
 
 
 def test_an_empty_folder_has_no_checkpoint(tmp_path):
@@ -112,6 +187,18 @@ def test_relative_folders_work(tmp_path, monkeypatch):
     saved(Path("relative"), [1.0])
     with Checkpoints.for_training(Path("relative")) as checkpoints:
         assert checkpoints.latest_step == 1
+
+
+@pytest.mark.parametrize(
+    "name", ["a[0]b", "[!a]", "a*", "a?", "**", "a b", "a\nb", "{a}", "%2F", "~", "é", "gs:a", "'"]
+)
+def test_a_folder_of_any_name_that_is_utf8_and_has_no_backslash_works(tmp_path, name):
+    """A name is no pattern, even if another folder matches it."""
+    saved(tmp_path / "ab" / "run", [2.0])
+    saved(tmp_path / name / "run", [1.0, 2.0])
+    with Checkpoints.for_training(tmp_path / name / "run") as checkpoints:
+        assert checkpoints.all() == [Saved(1, 1.0), Saved(2, 2.0)]
+        np.testing.assert_array_equal(checkpoints.restore(1, target((3,)))["w"], STATE["w"])
 
 
 def test_restoring_into_another_shape_is_refused(tmp_path):

@@ -174,7 +174,7 @@ def test_a_read_error_is_not_taken_for_damage(folder, monkeypatch):
             raise OSError(errno.EIO, os.strerror(errno.EIO))
 
         truncate(folder / "4")
-        monkeypatch.setattr(damage, "open", fail, raising=False)
+        monkeypatch.setattr(damage, "open_file", fail)
         with pytest.raises(UserError, match=r"/4 cannot be read \(Input/output error\).*nothing"):
             restore_newest(checkpoints, abstract())
     assert {path.name for path in folder.iterdir()} == {"2", "4"}
@@ -242,6 +242,21 @@ def test_a_save_after_a_failed_save_succeeds(folder, monkeypatch, capsys):
         checkpoints.save(6, state_of(6), 0.7)
         assert "step 5 was not saved (no space left on device)" in capsys.readouterr().err
         assert [saved.step for saved in checkpoints.all()] == [6]
+
+
+def test_a_good_save_begins_the_count_of_failed_saves_again(folder, monkeypatch, capsys):
+    """Two that fail, a good one, and two more: never three in a row."""
+    full = shutil.disk_usage(folder)._replace(free=1000)
+    with Checkpoints.for_training(folder) as checkpoints:
+        for step in (5, 6, 7, 8, 9):
+            with monkeypatch.context() as patch:
+                if step != 7:
+                    usage = "gpt_jax.runs.checkpoint_files.shutil.disk_usage"
+                    patch.setattr(usage, lambda path: full)
+                checkpoints.save(step, state_of(step), 0.5)
+                checkpoints.wait()
+        assert capsys.readouterr().err.count("was not saved") == 4
+        assert [saved.step for saved in checkpoints.all()] == [7]
 
 
 def test_a_save_holds_the_given_arrays_even_if_they_are_donated_at_once(tmp_path):

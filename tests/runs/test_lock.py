@@ -90,8 +90,15 @@ def test_a_platform_without_file_locks_gets_a_note(tmp_path, monkeypatch, capsys
 
 def test_a_folder_that_cannot_be_created_is_an_error(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="cannot be written"), one_writer(tmp_path / "file" / "run"):
-        raise AssertionError("no folder")
+    for name in ("file", "file/run", "file/runs/run"):
+        with pytest.raises(UserError, match="file is not a folder"), one_writer(tmp_path / name):
+            raise AssertionError("no folder")
+
+
+def test_a_pipe_in_place_of_the_lock_file_is_an_error_at_once(tmp_path, mkfifo):
+    mkfifo(tmp_path / ".lock")
+    with pytest.raises(UserError, match=r"\.lock is a pipe, not a file"), one_writer(tmp_path):
+        raise AssertionError("locked a pipe")
 
 
 def test_a_lock_file_that_is_a_link_is_refused(tmp_path):

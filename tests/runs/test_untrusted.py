@@ -5,6 +5,7 @@ import json
 import pickle
 import shutil
 import sys
+from itertools import product
 
 import jax.numpy as jnp
 import pytest
@@ -62,6 +63,7 @@ def test_no_module_uses_a_format_that_can_hold_code():
 def change_config(run, **model):
     path = run / "config.json"
     content = json.loads(path.read_text())
+    del content["digests"]  # Else the change would be noticed.
     content["config"]["model"] |= model
     path.write_text(json.dumps(content))
 
@@ -70,8 +72,8 @@ def change_config(run, **model):
     ("model", "words"),
     [
         ({"n_embd": 10**7}, "does not fit the config.json"),
-        ({"n_embd": 2**62, "n_head": 1}, "does not fit the config.json"),
-        ({"block_size": 10**12}, "does not fit the config.json"),
+        ({"n_embd": 2**62, "n_head": 1}, "is out of range: it must be below 2"),
+        ({"block_size": 10**12}, "is out of range: it must be below 2"),
         ({"n_layer": 10**6}, r"n_layer = 1000000 is out of range: it must be 1 to 256"),
         ({"vocab_size": 10**12}, r"vocab_size = 1000000000000 is out of range"),
         ({"vocab_size": 2**31 - 1}, "does not fit the config.json"),
@@ -121,6 +123,31 @@ def test_a_link_out_of_the_folder_is_refused(run, tmp_path, name):
     for use in (lambda: gpt_jax.load(run), lambda: loop.train(config, run)):
         with pytest.raises(UserError, match=f"{name} is a link to {outside}, out of the folder"):
             use()
+
+
+METADATA = "checkpoints/200/_CHECKPOINT_METADATA"
+ARRAYS = "checkpoints/200/state/_METADATA"
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        *product(["config.json", "tokenizer.json", "metrics.jsonl", METADATA], ["pipe", "loop"]),
+        (ARRAYS, "pipe"),  # A link to itself is damage: the checkpoint is set aside.
+    ],
+)
+def test_a_pipe_or_a_link_to_itself_in_place_of_a_file_is_an_error_at_once(run, name, kind, mkfifo):
+    config, path = existing_record(run).config, run / name
+    shutil.rmtree(run / "samples")  # So the run is not finished.
+    path.unlink()
+    mkfifo(path) if kind == "pipe" else path.symlink_to(path)
+    expected = r"a pipe, not a file|symbolic links"
+    if name != "metrics.jsonl":
+        with pytest.raises((UserError, OSError), match=expected):
+            gpt_jax.load(run)
+    if (name, kind) != ("metrics.jsonl", "loop"):  # A file replaces this link.
+        with pytest.raises((UserError, OSError), match=expected):
+            loop.train(config, run)
 
 
 def test_a_link_inside_the_folder_is_allowed(run):

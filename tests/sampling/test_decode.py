@@ -68,6 +68,14 @@ def test_top_p_keeps_the_fewest_that_reach_it():
     np.testing.assert_allclose(draws(top_p=0.75), np.array([0, 8, 0, 6, 3]) / 17, atol=1e-3)
 
 
+@pytest.mark.parametrize(("top_p", "kept"), [(0.25, 1), (0.5, 2), (0.75, 3)])
+def test_top_p_keeps_no_id_more_if_it_is_reached_exactly(top_p, kept):
+    """Four equal probabilities of a quarter, whose sums are exact."""
+    us = (jnp.arange(120) + 0.5) / 120
+    ids = drawn(jnp.zeros(4), us, 1.0, 0, top_p)
+    assert np.bincount(ids).tolist() == [120 // kept] * kept
+
+
 def test_top_k_comes_before_top_p():
     """Top-k leaves three; the first two have 0.7 / 0.85 = 0.82 of their probability."""
     np.testing.assert_allclose(draws(top_k=3, top_p=0.8), [0, 4 / 7, 0, 3 / 7, 0], atol=1e-3)

@@ -1,8 +1,13 @@
-"""What all scripts share: --help."""
+"""What all scripts share: --help, and what they do if nothing can be printed."""
 
 import importlib
+import os
+import re
+import subprocess
+import sys
 
 import pytest
+from support import ROOT
 
 SCRIPTS = ["benchmark", "compare", "evaluate", "export", "prepare", "sample", "soak", "train"]
 
@@ -25,3 +30,18 @@ def test_help_shows_values_choices_and_defaults(capsys):
     assert "--steps=N Steps to time (train). Default: 50." in lines
     assert "--mode=train|sample|start" in lines
     assert "--json Print one JSON object per line." in lines
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+def test_a_full_standard_output_gets_one_sentence():
+    command = [sys.executable, ROOT / "scripts" / "train.py", "--help_config"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            command,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+        )
+    assert done.returncode == 2
+    assert re.fullmatch("error: standard output .* [(]No space left on device[)].*\n", done.stderr)

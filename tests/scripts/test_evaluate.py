@@ -62,23 +62,42 @@ def test_the_entropy_of_the_play_is_printed(small, tmp_path, run):
     assert "entropy of the play" in run(workdir=tmp_path / "run")[1]
 
 
-def test_a_missing_or_changed_corpus_is_an_error(trained, tmp_path, run):
+def test_a_corpus_that_is_gone_or_another_is_an_error_that_names_the_flag(trained, tmp_path, run):
+    status, out, err = run(f"--corpus={tmp_path / 'gone.txt'}")
+    assert (status, out) == (2, "")
+    assert re.search(r"\nerror: data\.corpus = .*gone\.txt' matches no text .* --corpus\)\n$", err)
+    (tmp_path / "other.txt").write_text("another text " * 1000, encoding="utf-8")
+    status, out, err = run(f"--corpus={tmp_path / 'other.txt'}")
+    assert (status, out) == (2, "")
+    assert re.search(r"\nerror: the text at .*other\.txt is not .* --corpus\), or .*\n$", err)
+
+
+def test_a_corpus_that_moved_is_evaluated_where_it_is_now(trained, tmp_path, monkeypatch, run):
+    """The run itself is elsewhere, too, and stays as it is."""
     copy = shutil.copytree(trained, tmp_path / "run")
-    text = tmp_path / "corpus.txt"
-    record = (copy / "config.json").read_text(encoding="utf-8")
-    original = str(trained.parent.parent / "corpus.txt")
-    (copy / "config.json").write_text(record.replace(original, str(text)), encoding="utf-8")
+    shutil.copy(trained.parent.parent / "corpus.txt", tmp_path / "renamed.txt")
+    monkeypatch.chdir(tmp_path)
+    before = (copy / "config.json").read_bytes()
+    status, out, _ = run("--json", "--corpus=renamed.txt", workdir=copy)
+    found = json.loads(out)
+    assert (status, found["corpus"]) == (0, str(tmp_path / "renamed.txt"))
+    assert found["loss"] == json.loads(run("--json")[1])["loss"]
+    assert (copy / "config.json").read_bytes() == before
+
+
+def test_an_edited_run_is_refused(trained, tmp_path, run):
+    copy = shutil.copytree(trained, tmp_path / "run")
+    path = copy / "config.json"
+    path.write_text(path.read_text().replace('"val_fraction": 0.1', '"val_fraction": 0.2'))
     status, out, err = run(workdir=copy)
     assert (status, out) == (2, "")
-    assert re.search(r"\nerror: data\.corpus = .*corpus\.txt' matches no text file .*\n$", err)
-    text.write_text("another text " * 1000, encoding="utf-8")
-    assert re.search(r"\nerror: the text at .* has changed .*\n$", run(workdir=copy)[2])
+    assert re.search(r"\nerror: .*config\.json is not what the run wrote: [^\n]+\n$", err)
 
 
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--step=7"], "no step '7': choose best, latest or one of"),
+        (["--step=7"], "no step '7': the steps are 100 and 200; give"),
         (["--jason"], "jason.*json"),
         (["runs/tiny"], "'runs/tiny' is not a flag"),
     ],

@@ -1,5 +1,7 @@
 """The interactive mode: prompts, commands, Ctrl-C."""
 
+import sys
+
 import pytest
 import sample
 
@@ -71,7 +73,7 @@ def test_commands_change_the_settings(talk, model):
         ("/k", "top_k = '' is not a number"),
         ("/s -1", "seed = -1"),
         ("/prompt x", "/prompt is not a command: /help lists them"),
-        ("Theπ", "'π' (U+03C0) at position 3"),
+        ("Theπ", "'π' (U+03C0) in line 1, column 4"),
     ],
 )
 def test_a_mistake_gets_a_sentence_and_changes_nothing(talk, model, line, words):
@@ -79,6 +81,14 @@ def test_a_mistake_gets_a_sentence_and_changes_nothing(talk, model, line, words)
     assert "error: " in err
     assert words in err
     assert out == model.generate("KING", max_new_tokens=12) + "\n"
+
+
+def test_a_terminal_gets_no_control_characters_of_a_text(talk, monkeypatch):
+    pieces = [["KING"], ["\x1b[31m"], ["\a\n"]]
+    monkeypatch.setattr(gpt_jax.api.TrainedModel, "stream", lambda *_, **__: iter(pieces))
+    assert talk("KING").out == "KING\x1b[31m\a\n\n"
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert talk("KING").out == r"KING\x1b[31m\x07" + "\n\n"
 
 
 def test_ctrl_c_stops_the_text_and_not_the_program(talk, model, monkeypatch):

@@ -77,7 +77,7 @@ def test_a_run_does_not_resume_with_a_corpus_that_was_prepared_again(script, tmp
         text.write_text(play.write()[1:20_001], encoding="utf-8")
         for path in (tmp_path / "out").iterdir():
             path.unlink()
-    assert "has changed since the run" in capsys.readouterr().err
+    assert "is not the one with which the run in" in capsys.readouterr().err
 
 
 def test_the_folder_of_a_run_or_of_gpt2_weights_is_refused(script, trained, text_file, tmp_path):
@@ -118,7 +118,7 @@ def test_check_reads_everything_and_names_the_damage(script, text_file, tmp_path
         (["--out=out", "--corpus=a.txt", "--bpe_vocab_size=9"], "data.bpe_vocab_size = 9"),
         (["--out=out", "--corpus=a.txt", "--shard_tokens=0"], "shard_tokens = 0"),
         (["--out=out", "--corpus=bad.txt"], "bad.txt is not UTF-8: byte 0xff at offset 1"),
-        (["--out=a.txt", "--corpus=a.txt"], "check it, or use another folder"),
+        (["--out=a.txt", "--corpus=a.txt"], "a.txt is not a folder: use another folder"),
         (["--out=out", "--check"], "out is not a finished corpus"),
     ],
 )

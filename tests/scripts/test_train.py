@@ -40,15 +40,29 @@ def no_training(monkeypatch):
     monkeypatch.setattr(loop.Loop, "run_steps", lambda *args: pytest.fail("it trains"))
 
 
-def test_a_finished_run_prints_the_command_for_a_new_one(tmp_path, text_file, capsys):
+def test_a_finished_run_prints_commands_to_extend_it_and_for_a_new_one(tmp_path, text_file, capsys):
     flags = [*SMALL, f"--config.data.corpus={text_file}", f"--workdir={tmp_path / 'run'}"]
     assert run(*flags) == 0
     capsys.readouterr()
     assert run(*flags) == 0
     out = capsys.readouterr().out
-    assert "run is finished: 2 steps" in out
-    assert f"--workdir={tmp_path / 'run-2'}" in out
-    assert out.count("--workdir") == 1
+    assert "run is finished: 2 steps" in out and "(the default)" not in out
+    _, longer, _, new = out.splitlines()[-4:]
+    assert f"--workdir={tmp_path / 'run-2'}" in new
+    assert new.count("--workdir") == 1
+    assert train.main(shlex.split(longer)[1:]) == 0
+    assert (tmp_path / "run" / "samples" / "4.txt").exists()
+
+
+@pytest.mark.parametrize("name", ["a\\b", os.fsdecode(b"caf\xe9")])
+def test_a_folder_that_would_lose_checkpoints_is_refused_and_nothing_is_written(
+    name, tmp_path, text_file, capsys
+):
+    (tmp_path / "runs").mkdir()
+    workdir = tmp_path / "runs" / name
+    assert run(*SMALL, f"--config.data.corpus={text_file}", f"--workdir={workdir}") == 2
+    assert re.fullmatch(r"error: [^\n]+: use another folder\n", capsys.readouterr().err)
+    assert not any((tmp_path / "runs").iterdir())
 
 
 def test_a_short_run_shortens_its_warmup_says_so_and_resumes(tmp_path, text_file, capsys):
@@ -79,7 +93,7 @@ def test_the_folder_and_the_recipe_are_printed_before_jax_is_loaded(tmp_path):
     assert "import of jax halted" in done.stderr
     folder, recipe = done.stdout.splitlines()
     assert folder.split()[0] == "run" and folder.endswith("/run")
-    assert recipe.split() == ["recipe", "configs/tiny.py"]
+    assert recipe.split() == ["recipe", "configs/tiny.py", "(the", "default)"]
 
 
 @pytest.mark.parametrize(
@@ -110,15 +124,27 @@ def test_the_folder_and_the_recipe_are_printed_before_jax_is_loaded(tmp_path):
         (["--n_layer=5"], r"--n_layer does not .* --config\.model\.n_layer\?"),
         (["--config=config/tiny.py"], r"no file 'config/tiny.py': .*=\S*configs/tiny.py\?"),
         (["--config=tinny"], r"no file 'tinny': did you mean --config=\S*configs/tiny.py\?"),
+        ([f"--config={ROOT}/configs/gpt2.py:x"], r"error: \S+:x: there is no GPT-2 of size 'x'"),
+        ([f"--config={ROOT}/configs/tiny.py:x"], r"tiny.py has no sizes to choose from: leave out"),
         (["--config=gpt2:small"], r"no file 'gpt2': .* --config=\S*configs/gpt2.py:small\?"),
         (["--config=nothing.py"], r"no file 'nothing.py': choose one of \S*configs/baby.py, "),
         (["--config=/"], r"no file '/': choose one of "),
+        (["--config=/dev/null"], "--config=/dev/null is a device: name a file"),
+        (["--config.data.corpus=-"], r"data\.corpus = '-' is the input of one process"),
+        (["--config.data.corpus=~nobody-here/a"], "~nobody-here/a begins with a home folder that"),
+        (
+            ["--config.data.tokenizer=~nobody-here/a", "--config.data.corpus=builtin"],
+            "~nobody-here/a be",
+        ),
+        (["--init_from=~nobody-here/a"], "~nobody-here/a begins with a home folder that"),
+        (["--workdir=~nobody-here/a"], "~nobody-here/a begins with a home folder that"),
+        (["--workdir=/dev/null"], "/dev/null is not a folder"),
         (["--config.data.corpus=/nothing.txt"], "/nothing.txt"),
         (["--workdri=x"], "workdri.*workdir"),
         (["train"], "'train' is not a flag"),
         (["--config.mesh.cpu_devices=99"], r"mesh\.cpu_devices = 99"),
-        (["--init_from=/no/gpt2"], r"/no/gpt2/config.json cannot be read"),
-        (["--init_from=/no/gpt2", "--plan"], r"/no/gpt2/config.json cannot be read"),
+        (["--init_from=/no/gpt2"], "there is no folder /no/gpt2: name a folder with"),
+        (["--init_from=/no/gpt2", "--plan"], "there is no folder /no/gpt2: name a folder with"),
         (["--plan", "--distributed"], "--plan needs no other process"),
     ],
 )
@@ -159,7 +185,7 @@ def test_a_broken_config_file_is_named_in_one_sentence(content, tmp_path, capsys
     ("content", "words"),
     [
         (b"", "is empty: give a text"),
-        (b"to be", r"has 5 tokens, but .* give 171 tokens or more \(characters"),
+        (b"to be", r"it has 5 tokens, .* give 171 tokens or more \(characters"),
         (b"good" * 99 + b"\xff" + b"text", "is not UTF-8: byte 0xff at offset 396"),
     ],
 )
@@ -178,7 +204,9 @@ def test_an_unwritable_folder_gets_one_sentence(tmp_path, text_file, capsys, mon
     flags = [*SMALL, f"--config.data.corpus={text_file}"]
     (tmp_path / "file").write_text("")
     assert run(*flags, f"--workdir={tmp_path / 'file' / 'run'}") == 2
-    assert re.fullmatch(r"error: .*file/run.*Not a directory.*\n", capsys.readouterr().err)
+    assert re.fullmatch(
+        r"error: .*file is not a folder: use another folder\n", capsys.readouterr().err
+    )
 
     def read_only(*args, **kwargs):
         raise PermissionError(errno.EACCES, "Permission denied", "runs/tiny/metrics.part")
@@ -198,13 +226,32 @@ def run_with(flags, text_file, **environment):
 
 
 def test_odd_variables_of_other_programs_change_nothing(tmp_path, text_file):
-    """A file gets no escape sequences, and a picture needs no backend of matplotlib."""
+    """A file gets no escape sequences, and a picture needs neither a backend nor a cache."""
     run = tmp_path / "run"
     odd = {"FORCE_COLOR": "1", "MPLBACKEND": "nonsense"}
+    odd |= dict.fromkeys(["HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "TMPDIR"], str(text_file))
     done = run_with([f"--workdir={run}"], text_file, **odd)
-    assert done.returncode == 0, done.stderr
-    assert "\x1b" not in done.stdout + done.stderr
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\x1b" not in done.stdout
     assert (run / "loss.png").exists()
+
+
+def test_variables_of_jax_change_no_number(tmp_path, text_file):
+    """devices/test_jax_settings.py does the same with jax.config, as in a notebook."""
+    odd = {
+        **{"JAX_THREEFRY_PARTITIONABLE": "0", "JAX_DEFAULT_PRNG_IMPL": "rbg"},
+        **{"JAX_ENABLE_X64": "1", "JAX_NUMPY_DTYPE_PROMOTION": "strict"},
+        **{"JAX_NUMPY_RANK_PROMOTION": "raise", "JAX_DEFAULT_MATMUL_PRECISION": "bfloat16"},
+        **{"JAX_DISABLE_JIT": "1", "JAX_DEBUG_NANS": "1", "JAX_TRANSFER_GUARD": "disallow"},
+    }
+    found = []
+    for name, variables in (("plain", {}), ("odd", odd)):
+        done = run_with([f"--workdir={tmp_path / name}"], text_file, **variables)
+        assert done.returncode == 0, done.stderr
+        line = json.loads((tmp_path / name / "metrics.jsonl").read_text(encoding="utf-8"))
+        found.append((line["train/loss"], line["val/loss"], line["grad_norm"]))
+        found[-1] += ((tmp_path / name / "samples" / "2.txt").read_bytes(),)
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("platform", ["nonsense", "cuda,nonsense"])
@@ -251,7 +298,7 @@ def test_after_a_signal_it_says_how_to_resume(tmp_path, monkeypatch, capsys, sig
 
     monkeypatch.setattr(loop, "train", interrupted)
     assert run(f"--workdir={tmp_path / 'run'}") == status
-    assert f"stopped by {signum.name}: the same command resumes the run" in capsys.readouterr().err
+    assert f"stopped by {signum.name} after step 0: the same command" in capsys.readouterr().err
     assert signal.getsignal(signum) == before
 
 

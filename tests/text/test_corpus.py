@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import http.server
+import os
 import threading
 
 import pytest
@@ -110,19 +111,6 @@ def test_a_glob_takes_what_it_names_and_no_hidden_files_and_prints_no_note(tmp_p
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("block", [1, 2, 5, 100])
-def test_text_blocks_start_at_any_character(tmp_path, monkeypatch, block):
-    monkeypatch.setattr(corpus, "BLOCK_BYTES", block)
-    contents = ["a東b", "", "\ufeff\U0001f600é", "\ufeff", "end"]
-    files = [tmp_path / str(number) for number in range(5)]
-    for path, content in zip(files, contents, strict=True):
-        path.write_text(content, encoding="utf-8")
-    text = "a東b\n\n\U0001f600é\n\nend"
-    for place in range(len(text) + 1):
-        left = "".join(corpus.text_blocks(files, len(text[:place].encode())))
-        assert left == text[place:]
-
-
 FILES = ", ".join([*corpus.NAMES, "an existing file"])
 FOLDER = "a folder with"
 
@@ -138,34 +126,36 @@ def test_a_source_without_text_files_is_named(source, wanted, tmp_path, monkeypa
         corpus.load_corpus(source)
 
 
+@pytest.mark.parametrize("source", ["-", "/dev/stdin", "/dev/fd/63", "/proc/self/fd/0", "pipe"])
+def test_a_text_that_cannot_be_read_again_is_refused(source, tmp_path, monkeypatch, mkfifo):
+    monkeypatch.chdir(tmp_path)
+    mkfifo("pipe")
+    with pytest.raises(UserError, match=rf"data\.corpus = '{source}' is .*: save the text in a"):
+        corpus.load_corpus(source)
+    (tmp_path / "-").write_text("text")
+    assert corpus.load_corpus("./-").text == "text"
+
+
+@pytest.mark.parametrize("form", ["{}", "{}/*", "{}/pipe*"])
+def test_a_folder_and_a_glob_leave_out_what_is_no_file(form, tmp_path, mkfifo):
+    mkfifo(tmp_path / "pipe.txt")
+    (tmp_path / "loop.txt").symlink_to(tmp_path / "loop.txt")
+    with pytest.raises(UserError, match="matches no text file"):
+        corpus.load_corpus(form.format(tmp_path))
+
+
+@pytest.mark.parametrize("read", [corpus.load_corpus, corpus.absolute_source])
+def test_a_home_folder_that_is_not_known_is_named(read):
+    with pytest.raises(
+        UserError, match=r"~nobody-here/a\.txt begins with a home folder that is not"
+    ):
+        read("~nobody-here/a.txt")
+
+
 def test_an_empty_file_is_refused(tmp_path):
     (tmp_path / "a.txt").write_text("")
     with pytest.raises(UserError, match="is empty"):
         corpus.load_corpus(str(tmp_path / "a.txt"))
-
-
-@pytest.mark.parametrize("block", [1, 3, 100])
-@pytest.mark.parametrize(
-    ("content", "place"),
-    [
-        (b"ab\xff", "0xff at offset 2"),
-        (b"\xef\xbb\xbfab\xff", "0xff at offset 5"),
-        (b"ab\xe6\x9d", "0xe6 at offset 2"),
-        (b"abc\xe6\x9dabc", "0xe6 at offset 3"),
-    ],
-)
-def test_the_error_locates_invalid_utf8(content, place, block, tmp_path, monkeypatch):
-    monkeypatch.setattr(corpus, "BLOCK_BYTES", block)
-    (tmp_path / "a.txt").write_bytes(content)
-    with pytest.raises(UserError, match=rf"a\.txt is not UTF-8: byte {place} is invalid"):
-        corpus.load_corpus(str(tmp_path / "a.txt"))
-
-
-def test_the_cache_folder_can_be_chosen(tmp_path, monkeypatch):
-    monkeypatch.setenv("GPT_JAX_CACHE", str(tmp_path / "mine"))
-    assert files.cache_folder() == tmp_path / "mine"
-    monkeypatch.delenv("GPT_JAX_CACHE")
-    assert files.cache_folder().name == "gpt_jax"
 
 
 class Server(http.server.BaseHTTPRequestHandler):
@@ -269,6 +259,20 @@ def test_three_failed_downloads_give_one_error_and_no_cache(serve):
         corpus.load_corpus("tinyshakespeare")
     assert len(left) == 1
     assert not files.cache_folder().exists()
+
+
+@pytest.mark.parametrize("place", ["a file", "a loop", "no home"])
+def test_a_download_that_cannot_be_cached_is_used_with_a_note(serve, place, monkeypatch, capsys):
+    serve([(200, CONTENT)])
+    if place == "a file":
+        files.cache_folder().write_text("a file")
+    elif place == "a loop":
+        files.cache_folder().symlink_to(files.cache_folder())
+    else:
+        monkeypatch.delenv("GPT_JAX_CACHE")
+        monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    assert corpus.load_corpus("tinyshakespeare").text == CONTENT.decode()
+    assert "note: the download is not cached (" in capsys.readouterr().err
 
 
 def test_a_corrupt_cache_is_downloaded_again(serve):

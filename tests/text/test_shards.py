@@ -1,6 +1,7 @@
 """Prepared corpora: the exact ids of the text; interruptions lose little; damage is found."""
 
 import dataclasses
+import hashlib
 import json
 
 import numpy as np
@@ -10,6 +11,7 @@ from gpt_jax.config.sections import DataConfig
 from gpt_jax.errors import UserError
 from gpt_jax.text import play, preparation, shards
 from gpt_jax.text.corpus import load_corpus
+from gpt_jax.text.corpus_index import Index, read_index, write_index
 from gpt_jax.text.preparation import prepare
 from gpt_jax.text.tokenizer import CharTokenizer
 from gpt_jax.text.tokenizer_file import make_tokenizer, save_tokenizer
@@ -181,12 +183,31 @@ def test_files_of_another_program_are_refused_and_stay(data, tmp_path, name):
 def test_a_preparation_killed_before_its_index_resumes(data, tmp_path, monkeypatch):
     prepare(data, tmp_path / "straight", 1000, silent)
     with monkeypatch.context() as patch:
-        patch.setattr(shards, "write_index", lambda path, index: 1 / 0)
+        patch.setattr(preparation, "write_index", lambda path, index: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             prepare(data, tmp_path / "out", 1000, silent)
     assert set(contents(tmp_path / "out")) == {"tokenizer.json"}
     prepare(data, tmp_path / "out", 1000, silent)
     assert contents(tmp_path / "out") == contents(tmp_path / "straight")
+
+
+@pytest.mark.parametrize("kind", ["byte", "tokenizer.json"])
+def test_a_refused_text_leaves_nothing_behind_and_can_be_corrected(data, tmp_path, kind):
+    save_tokenizer(CharTokenizer(TEXT + "東京Äé\r"), tmp_path / "tokenizer.json")
+    bad = {"byte": b"\xff", "tokenizer.json": b"#"}[kind]
+    kind = kind if kind == "byte" else str(tmp_path / kind)
+    data = dataclasses.replace(data, tokenizer=kind)
+    path = tmp_path / "texts" / "c.txt"
+    good = path.read_bytes()
+    path.write_bytes(good[:5000] + bad + good[5000:])
+    expected = (
+        r"c\.txt is not UTF-8|the text after its first 14,\d* bytes is refused: character '#'"
+    )
+    with pytest.raises(UserError, match=expected):
+        prepare(data, tmp_path / "out", 1000, silent)
+    assert contents(tmp_path / "out") == {}
+    path.write_bytes(good)
+    prepare(data, tmp_path / "out", 1000, silent)
 
 
 @pytest.mark.parametrize("content", [b"", b"\xef\xbb\xbf"])
@@ -211,13 +232,49 @@ def test_check_names_the_damaged_shard(prepared):
         shards.check(prepared, silent)
 
 
+@pytest.mark.parametrize("read", [shards.check, lambda folder, _: load(folder)])
+@pytest.mark.parametrize("vocab_size", [5, 255])
+def test_an_id_outside_of_the_vocabulary_is_found_with_its_shard(tmp_path, read, vocab_size):
+    """Its hashes are right, as in a corpus that another program made."""
+    tokenizer = CharTokenizer("".join(chr(65 + i) for i in range(vocab_size)))
+    save_tokenizer(tokenizer, tmp_path / "tokenizer.json")
+    ids = np.arange(40, dtype="<u1") % 5
+    for largest in (vocab_size - 1, vocab_size):
+        ids[25] = largest
+        (tmp_path / "tokens.bin").write_bytes(ids.tobytes())
+        facts = tuple(
+            {"tokens": 10, "text_bytes": 10, "sha256": hashlib.sha256(part.tobytes()).hexdigest()}
+            for part in ids.reshape(4, 10)
+        )
+        sha256 = shards.file_sha256(tmp_path / "tokenizer.json")
+        write_index(
+            tmp_path / "index.json", Index({"tokenizer": "char"}, (), sha256, "uint8", facts, "ab")
+        )
+        if largest < vocab_size:
+            read(tmp_path, silent)
+    with pytest.raises(UserError, match=rf"shard 2 has the id {largest}, and its tokenizer"):
+        read(tmp_path, silent)
+
+
+def load(folder):
+    return shards.load(DataConfig(corpus=str(folder)))
+
+
+@pytest.mark.parametrize("name", ["tokens.bin", "tokenizer.json", "index.json"])
+def test_a_pipe_in_place_of_a_file_is_an_error_at_once(prepared, name, mkfifo):
+    (prepared / name).unlink()
+    mkfifo(prepared / name)
+    with pytest.raises((UserError, OSError), match=r"a pipe, not a file|0 bytes instead of"):
+        load(prepared)
+
+
 @pytest.fixture
 def unfinished(prepared):
     """A corpus as a kill after the fourth shard leaves it."""
-    index = shards.read_index(prepared / "index.json")
+    index = read_index(prepared / "index.json")
     (prepared / "index.json").unlink()
     started = dataclasses.replace(index, shards=index.shards[:4], sha256="")
-    shards.write_index(prepared / "unfinished.json", started)
+    write_index(prepared / "unfinished.json", started)
     return prepared
 
 

@@ -68,14 +68,18 @@ def test_ids_have_the_smallest_possible_dtype():
 
 
 @pytest.mark.parametrize("unknown", ["z", "\x00", "é", "東", "\U0001f600", "\udc80"])
-def test_the_error_names_an_unknown_character_and_its_position(unknown):
-    expected = f"U\\+{ord(unknown):04X}\\) at position 2 .* 3 characters"
+@pytest.mark.parametrize(
+    ("before", "place"),
+    [("", "line 1, column 1"), ("ab", "line 1, column 3"), ("a\n\nbc\n", "line 4, column 1")],
+)
+def test_the_error_names_an_unknown_character_and_its_place(unknown, before, place):
+    expected = rf"U\+{ord(unknown):04X}\) in {place} is not one of the 4 characters"
     with pytest.raises(UserError, match=expected):
-        CharTokenizer("abc").encode(f"ab{unknown}c")
+        CharTokenizer("abc\n").encode(f"{before}{unknown}c\n")
 
 
 def test_bytes_refuse_to_encode_half_a_character_and_decode_it_as_a_replacement():
-    with pytest.raises(UserError, match="position 1"):
+    with pytest.raises(UserError, match="line 1, column 2"):
         ByteTokenizer().encode("a\udc80")
     assert ByteTokenizer().decode([0xE6, 0x9D]) == "\ufffd"
 
@@ -110,6 +114,10 @@ def test_decoded_pieces_join_to_the_text(text, kind, data):
             f'{{"format": 1, "type": "char", "characters": {characters}}}'
             for characters in ("3", "null", "[1, 2]", '{"a": 1}', '"a\\ud800"', '["a", "b"]')
         ),
+        *(  # With these, ids would change, or there would be none.
+            f'{{"format": 1, "type": "char", "characters": "{text}"}}' for text in ("", "ba", "aa")
+        ),
+        *("[" * 100_000, '{"format": 1, "type": "char", "characters": ' + "[" * 100_000),
     ],
 )
 def test_the_error_names_a_damaged_file(content, tmp_path):
@@ -125,6 +133,25 @@ def test_an_unknown_format_or_type_is_refused(change, tmp_path):
     path.write_text(json.dumps({"format": 1, "type": "byte"} | change))
     with pytest.raises(UserError, match="update gpt_jax"):
         load_tokenizer(path)
+
+
+def test_a_pipe_in_place_of_a_tokenizer_is_an_error_at_once(tmp_path, mkfifo):
+    mkfifo(tmp_path / "tokenizer.json")
+    mkfifo(tmp_path / "vocab.json")
+    mkfifo(tmp_path / "merges.txt")
+    with pytest.raises(UserError, match="it is a pipe, not a file"):
+        load_tokenizer(tmp_path / "tokenizer.json")
+    for place in (tmp_path / "tokenizer.json", tmp_path):
+        with pytest.raises(UserError, match="it is a pipe, not a file"):
+            make_tokenizer(str(place), [], 0)
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match="it is a pipe, not a file"):
+        make_tokenizer(str(tmp_path), [], 0)
+
+
+def test_a_home_folder_that_is_not_known_is_named():
+    with pytest.raises(UserError, match="~nobody-here/run begins with a home folder that is not"):
+        make_tokenizer("~nobody-here/run", [], 0)
 
 
 def test_the_error_names_a_missing_file(tmp_path):
@@ -145,7 +172,7 @@ def test_an_exported_character_tokenizer_loads_and_similar_ones_are_refused(tmp_
     path.write_text(json.dumps(content), encoding="utf-8")
     for place in (path, tmp_path):
         assert make_tokenizer(str(place), [], 0).to_dict() == tokenizer.to_dict()
-    for vocab in ({"a": 1, "b": 0}, {"a": 0, "bc": 1}, {"\ud800": 0}):
+    for vocab in ({"a": 1, "b": 0}, {"a": 0, "bc": 1}, {"\ud800": 0}, {}):
         path.write_text(json.dumps(content | {"model": content["model"] | {"vocab": vocab}}))
         with pytest.raises(UserError, match="no tokenizer can be read"):
             make_tokenizer(str(path), [], 0)

@@ -3,10 +3,12 @@
 import contextlib
 import io
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 from flax import traverse_util
+from safetensors.numpy import load_file, save_file
 from steps import share_steps
 from support import GPT2_TINY
 
@@ -17,7 +19,7 @@ from gpt_jax.errors import UserError
 from gpt_jax.gpt2.folder import open_folder
 from gpt_jax.runs.checkpoints import Checkpoints
 from gpt_jax.runs.record import read_record
-from gpt_jax.text import play
+from gpt_jax.text import make_tokenizer, play, preparation, save_tokenizer
 from gpt_jax.training import evaluation, loop
 from gpt_jax.training.log import read_metrics
 from gpt_jax.training.run import prepare
@@ -155,12 +157,124 @@ def test_a_run_that_began_from_other_weights_is_refused(config, untrained, tmp_p
     plain = config.with_values("model", n_layer=1, n_embd=16, block_size=16)
     devices = start_devices(plain.mesh, plain.train.batch_size)
     prepare(plain, tmp_path / "plain", None, devices)
+    (tmp_path / "plain" / "metrics.jsonl").write_text('{"step": 1}\n')  # So it has begun.
     with pytest.raises(UserError, match="began from random parameters, not from"):
         loop.train(plain, tmp_path / "plain", init_from=SOURCE)
 
 
 def test_a_tokenizer_with_more_ids_than_the_weights_is_refused(config, tmp_path):
     config = config.with_values("data", tokenizer="bpe", bpe_vocab_size=300)
-    with pytest.raises(UserError, match=r"model.vocab_size = 288, but the tokenizer has 300"):
+    with pytest.raises(
+        UserError, match=r"has 300 tokens, but the weights of .* only 288: give the"
+    ):
         loop.train(config, tmp_path / "run", init_from=SOURCE)
+    assert not (tmp_path / "run").exists()
+
+
+TEXT = play.write()[:10_000]
+
+
+def lay_out(project, given, text=TEXT):
+    """Writes a project's text, tokenizer or prepared corpus. Returns the settings that name it."""
+    project.mkdir(exist_ok=True)
+    (project / "my.txt").write_text(text, encoding="utf-8")
+    tokenizer = make_tokenizer("char", [text], 0)
+    save_tokenizer(tokenizer, project / "letters.json")
+    settings = {"corpus": "my.txt"}
+    if given == "a tokenizer":
+        return settings | {"tokenizer": "letters.json"}
+    if given == "a prepared corpus":
+        data = Config().with_values("data", corpus=str(project / "my.txt")).data
+        preparation.prepare(data, project / "ids", 9999, lambda *progress: None)
+        return {"corpus": "ids"}
+    return settings
+
+
+@pytest.fixture(params=["a text", "a tokenizer", "a prepared corpus"])
+def moved(request, config, tmp_path, monkeypatch):
+    """A project with a run of two steps, moved, and the configuration for two more."""
+    data = lay_out(tmp_path / "old", request.param)
+    config = config.with_values("model", n_layer=1, n_embd=16, block_size=16)
+    config = config.with_values("data", **data)
+    monkeypatch.chdir(tmp_path / "old")
+    loop.train(config.with_values("train", steps=2), Path("run"))
+    monkeypatch.chdir((tmp_path / "old").rename(tmp_path / "new"))
+    return request.param, config, tmp_path / "new"
+
+
+def test_a_project_that_moved_resumes_and_records_where_it_is(moved):
+    _, config, project = moved
+    assert loop.train(config, Path("run"), resume_allow=["train.steps"]) == FINISHED
+    record = read_record(Path("run"))
+    data = record.config.data
+    assert data.corpus == record.requested_corpus == str(project / config.data.corpus)
+    assert data.tokenizer in ("char", str(project / "letters.json"))
+    paths = [change for change in record.changes if change["field"].startswith("data.")]
+    assert all(change["was"] == change["is"].replace("/new/", "/old/") for change in paths)
+    assert len(paths) == 1 + (data.tokenizer != "char")
+    losses = [entry["val/loss"] for entry in read_metrics(Path("run") / "metrics.jsonl")]
+    assert evaluation.evaluate(Path("run"), "latest").loss == pytest.approx(losses[-1], rel=1e-6)
+    assert loop.train(config, Path("run")) == ALREADY_FINISHED
+
+
+def test_a_project_that_moved_and_changed_is_refused(moved):
+    given, config, project = moved
+    shutil.rmtree(project / "ids", ignore_errors=True)
+    lay_out(project, given, TEXT.replace("a", "#"))
+    before = (project / "run" / "config.json").read_bytes()
+    words = "data.tokenizer was" if given == "a tokenizer" else "the text at .* is not the one"
+    with pytest.raises(UserError, match=words):
+        loop.train(config, Path("run"), resume_allow=["train.steps"])
+    assert (project / "run" / "config.json").read_bytes() == before
+
+
+def test_the_same_ids_with_other_characters_are_another_prepared_corpus(config, tmp_path):
+    """The hash of the ids alone does not show it."""
+    lay_out(tmp_path, "a prepared corpus")
+    config = config.with_values("model", n_layer=1, n_embd=16, block_size=16)
+    config = config.with_values("data", corpus=str(tmp_path / "ids"))
+    loop.train(config.with_values("train", steps=2), tmp_path / "run")
+    shutil.rmtree(tmp_path / "ids")
+    lay_out(tmp_path, "a prepared corpus", TEXT.translate({ord("z"): "{"}))
+    with pytest.raises(UserError, match=r"the tokenizer of .*ids is not that of the run"):
+        loop.train(config, tmp_path / "run", resume_allow=["train.steps"])
+
+
+def test_an_edit_of_a_finished_run_is_accepted_if_allowed(config, tmp_path):
+    """Its sample is then written again."""
+    config = config.with_values("model", n_layer=1, n_embd=16, block_size=16)
+    config, workdir = config.with_values("train", steps=2), tmp_path / "run"
+    loop.train(config, workdir)
+    path, sample = workdir / "config.json", workdir / "samples" / "2.txt"
+    path.write_text(path.read_text().replace('"max_new_tokens": 5', '"max_new_tokens": 9'))
+    before = sample.stat().st_mtime_ns
+    for use in (lambda: gpt_jax.load(workdir), lambda: loop.train(config, workdir)):
+        with pytest.raises(UserError, match=r"config\.json is not what the run wrote"):
+            use()
+    assert loop.train(config, workdir, resume_allow=["config.json"]) == FINISHED
+    assert sample.stat().st_mtime_ns > before
+    assert gpt_jax.load(workdir).config.sample.max_new_tokens == 9
+    assert loop.train(config, workdir) == ALREADY_FINISHED
+
+
+def test_a_run_of_no_steps_can_be_extended(config, tmp_path):
+    config = config.with_values("model", n_layer=1, n_embd=16, block_size=16)
+    straight, extended = tmp_path / "straight", tmp_path / "extended"
+    loop.train(config, straight)
+    assert loop.train(config.with_values("train", steps=0), extended) == FINISHED
+    assert loop.train(config, extended, resume_allow=["train.steps"]) == FINISHED
+    entries = [read_metrics(path / "metrics.jsonl") for path in (straight, extended)]
+    assert [entry["step"] for entry in entries[1]] == [0, 2, 4]
+    for name in ("train/loss", "val/loss", "lr"):
+        assert [e[name] for e in entries[0]] == [e[name] for e in entries[1][1:]]
+    assert (straight / "samples/4.txt").read_text() == (extended / "samples/4.txt").read_text()
+
+
+def test_numbers_that_are_not_finite_are_refused_before_anything_is_written(config, tmp_path):
+    source = shutil.copytree(GPT2_TINY, tmp_path / "gpt2")
+    tensors = load_file(source / "model.safetensors")
+    tensors["transformer.ln_f.bias"][3] = np.nan
+    save_file(tensors, source / "model.safetensors")
+    with pytest.raises(UserError, match=r"holds numbers in transformer.ln_f.bias that are not fin"):
+        loop.train(config, tmp_path / "run", init_from=str(source))
     assert not (tmp_path / "run").exists()

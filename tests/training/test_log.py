@@ -1,9 +1,14 @@
 """Reading the log of a run, and what of a damaged log the next start keeps."""
 
+import contextlib
+import errno
 import json
+import os
+import resource
 
 import pytest
 
+from gpt_jax.training import log as log_module
 from gpt_jax.training.log import MetricsLog, elapsed_s, read_metrics
 
 LINE = b'{"step": 1, "elapsed_s": 0.5}\n'
@@ -122,3 +127,49 @@ def test_every_float32_is_a_number(path):
     values = {"train/loss": 3.4028234663852886e38, "grad_norm": -1e-45, "lr": 0}
     path.write_text(json.dumps(ENTRIES[0] | values) + "\n")
     assert read_metrics(path) == [ENTRIES[0] | values]
+
+
+@contextlib.contextmanager
+def largest_file(size):
+    """No file may become larger, as on a full disk: what fits is written, then comes an error."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_lines_that_do_not_fit_on_the_disk_are_written_later_and_named_once(path, capsys):
+    log = MetricsLog(path, 0, writes=True)
+    entries = [{"step": step, "elapsed_s": 0.5} for step in range(1, 6)]
+    log.append(entries[0])
+    with largest_file(path.stat().st_size + 5):
+        log.append(entries[1])
+        log.flush()
+        log.append(entries[2])
+        assert read_metrics(path) == entries[:1]
+        assert path.read_bytes().endswith(b"\n")
+    assert log.last == entries[2]
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert f"note: {path} cannot be written (File too large): its new lines are kept" in err
+    log.append(entries[3])
+    assert read_metrics(path) == entries[:4]
+    with largest_file(path.stat().st_size):
+        log.append(entries[4])
+    assert capsys.readouterr().err.count("cannot be written") == 1
+    log.flush()
+    assert read_metrics(path) == entries
+
+
+def test_a_log_that_cannot_be_flushed_does_not_end_the_run(path, monkeypatch, capsys):
+    def fail(path):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    log = MetricsLog(path, 0, writes=True)
+    log.append(ENTRIES[0])
+    monkeypatch.setattr(log_module, "flush", fail)
+    log.flush()
+    assert "cannot be written (Input/output error)" in capsys.readouterr().err
+    assert read_metrics(path) == ENTRIES[:1]

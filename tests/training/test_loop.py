@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import math
 import os
 import re
 import shutil
@@ -123,7 +124,11 @@ def test_a_run_writes_the_files_of_the_design(finished):
     assert [entry["step"] for entry in entries] == [2, 4, 6, 8, 10]
     assert [entry["step"] for entry in entries if "val/loss" in entry] == [4, 8, 10]
     keys = {"step", "train/loss", "lr", "grad_norm", "tokens_per_s", "elapsed_s"}
-    assert all(set(entry) - {"val/loss"} == keys for entry in entries)
+    evaluated = {"val/loss", "val/bits_per_byte"}
+    assert all(set(entry) - evaluated == keys for entry in entries)
+    for entry in entries:  # The text is ASCII and its tokens are characters.
+        bits = entry.get("val/loss", 0) / math.log(2)
+        assert entry.get("val/bits_per_byte", 0) == pytest.approx(bits)
     with Checkpoints.for_reading(workdir / "checkpoints") as checkpoints:
         assert checkpoints.latest_step == 10
         assert checkpoints.find("latest").val_loss == entries[-1]["val/loss"]
@@ -177,10 +182,8 @@ def test_another_configuration_is_refused(finished):
 
 def test_a_changed_text_is_refused(stopped, tmp_path, text_file):
     workdir = stopped.copy(tmp_path / "run")
-    record = (workdir / "config.json").read_text()
-    (workdir / "config.json").write_text(record.replace(stopped.config.data.corpus, str(text_file)))
     text_file.write_text("Another text. " * 1000)
-    with pytest.raises(UserError, match="has changed since the run"):
+    with pytest.raises(UserError, match="is not the one with which the run"):
         loop.train(stopped.config.with_values("data", corpus=str(text_file)), workdir)
 
 
@@ -234,23 +237,32 @@ def test_a_prompt_outside_the_vocabulary_is_left_out_of_the_sample(finished, tmp
     assert len((workdir / "samples" / "10.txt").read_text(encoding="utf-8")) == 20 + 1
 
 
-def test_a_run_whose_download_fails_uses_and_records_the_play_and_resumes_with_it(
+def test_a_run_whose_download_fails_says_at_every_start_and_end_that_it_trains_on_the_play(
     config, tmp_path, monkeypatch, capsys
 ):
     def offline():
         raise corpus.DownloadError("no network")
 
-    monkeypatch.setattr(corpus, "_tiny_shakespeare", offline)
     monkeypatch.setattr(corpus.play, "write", lambda: "Once upon a time. " * 100)
+    monkeypatch.setattr(corpus.play, "source_loss", lambda start: 0.5)
     config = config.with_values("data", corpus="tinyshakespeare")
-    devices = start_devices(config.mesh, config.train.batch_size)
-    loop.prepare(config, tmp_path / "run", None, devices)
-    assert capsys.readouterr().err.count("no network") == 1
+    sentence = "this run trains on the built-in play, because Tiny Shakespeare could not be"
+    monkeypatch.setattr(corpus, "_tiny_shakespeare", offline)
+    assert loop.train(config, tmp_path / "run") == FINISHED
+    told = capsys.readouterr()
+    assert told.err.count("no network") == 1
+    assert " ".join(told.out.split()).count(f"note: {sentence}") == 1
     record = read_record(tmp_path / "run")
     assert (record.config.data.corpus, record.requested_corpus) == ("builtin", "tinyshakespeare")
-    opened = loop.open_run(config, tmp_path / "run")
-    loop.prepare(opened.config, tmp_path / "run", opened.record, devices)
-    assert "no network" not in capsys.readouterr().err
+    monkeypatch.setattr(corpus, "_tiny_shakespeare", lambda: "To be, or not to be. " * 100)
+    longer = config.with_values("train", steps=12)
+    assert loop.train(config, tmp_path / "run") == ALREADY_FINISHED
+    assert loop.train(longer, tmp_path / "run", resume_allow=["train.steps"]) == FINISHED
+    told = capsys.readouterr()
+    assert told.err.count(f"note: {sentence}") == 2
+    assert told.err.count("start a new run with another --workdir") == 2
+    assert loop.train(config, tmp_path / "new") == FINISHED
+    assert "play" not in "".join(capsys.readouterr())
 
 
 def test_a_run_stopped_between_two_lines_of_its_log_can_end_there_but_not_earlier(

@@ -181,7 +181,7 @@ def stopped(folder):
     statuses, printed = train_together(folder / "stopped", hooks)
     assert statuses == [143, 143]
     for text in printed:
-        assert "stopped by SIGTERM: the same command resumes the run" in text
+        assert "stopped by SIGTERM after step 3: the same command resumes the run" in text
         assert "Traceback" not in text
     assert saved(folder / "stopped") == [3]
     return folder / "stopped"
@@ -203,6 +203,23 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(stopped, straight
     assert statuses == [0, 0]
     assert re.search("resumes +after step 3", printed[0])
     check_same(resumed, straight)
+
+
+def test_all_processes_resume_from_the_checkpoint_before_a_damaged_one(stopped, straight):
+    """Their newest checkpoint is that of step 3. A copy of it is the newer, damaged one."""
+    damaged = stopped.with_name("damaged")
+    shutil.copytree(stopped, damaged)
+    newest = damaged / "checkpoints" / "7"
+    shutil.copytree(damaged / "checkpoints" / "3", newest)
+    for path in newest.rglob("d/*"):
+        path.write_bytes(path.read_bytes()[:-1] + b"?")
+    statuses, printed = train_together(damaged)
+    assert statuses == [0, 0]
+    assert "/7 cannot be restored (" in printed[0]
+    assert "set aside as damaged-7" in printed[0]
+    assert "Traceback" not in "".join(printed)
+    assert re.search("resumes +after step 3", printed[0])
+    check_same(damaged, straight)
 
 
 def test_one_process_with_one_device_resumes_the_run_of_two(stopped, straight):

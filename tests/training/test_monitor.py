@@ -206,3 +206,19 @@ def test_a_run_continues_when_standard_output_is_closed(tmp_path):
     both = subprocess.run([*command, "quiet"], stdout=write, stderr=write, cwd=ROOT)
     os.close(write)
     assert both.returncode == 0
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+def test_a_run_continues_when_standard_output_is_full(tmp_path):
+    code = (
+        "import sys, pathlib\n"
+        "from gpt_jax.config import TrainConfig\n"
+        "from gpt_jax.training.monitor import Monitor\n"
+        "watch = Monitor(pathlib.Path(sys.argv[1]), 0, TrainConfig(), 1)\n"
+        "for _ in range(3): watch.say('x' * 100_000)\n"
+    )
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-c", code, tmp_path]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    note = "note: standard output cannot be written (No space left on device); the run continues"
+    assert (done.returncode, done.stderr) == (0, f"{note} and writes metrics.jsonl\n")

@@ -54,6 +54,16 @@ def test_constant_schedule():
     assert [float(rate(n)) for n in (9, 10, 109)] == pytest.approx([1, 1, 1])
 
 
+@pytest.mark.parametrize("name", ["linear", "cosine", "stable", "constant"])
+def test_the_longest_run_has_a_schedule(name):
+    steps = 2**31 - 1
+    values = {"learning_rate": 1.0, "min_learning_rate": 0.1, "warmup_steps": 10, "schedule": name}
+    config = Config().with_values("optimizer", **values).with_values("train", steps=steps)
+    rate = make_schedule(config)
+    assert rate(jnp.int32(9)) == pytest.approx(1.0)
+    assert rate(jnp.int32(steps)) == pytest.approx(1.0 if name == "constant" else 0.1, rel=1e-3)
+
+
 @pytest.mark.parametrize("warmup_steps", [0, 1])
 def test_without_warmup_the_first_update_uses_the_peak(warmup_steps):
     assert schedule(warmup_steps=warmup_steps)(0) == pytest.approx(1.0)

@@ -118,7 +118,7 @@ def test_logs_with_little_in_them_give_pictures(figures, tmp_path, entries):
 
 def test_a_comparison_shows_all_runs_against_steps_and_time(figures, tmp_path):
     other = [{"step": 5, "train/loss": 2.0, "val/loss": 2.2, "elapsed_s": 9.0}]
-    draw_comparison({"a": ENTRIES, "b": other}, tmp_path / "compare.png", "character")
+    draw_comparison({"a": ENTRIES, "b": other}, tmp_path / "compare.png", "nats per character")
     assert (tmp_path / "compare.png").read_bytes().startswith(b"\x89PNG")
     steps, seconds = figures[0].axes
     for axes, expected in ((steps, [[30, 40], [5]]), (seconds, [[3.0, 4.0], [9.0]])):

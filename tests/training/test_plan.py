@@ -9,7 +9,9 @@ from support import GPT2_TINY, ROOT
 
 from gpt_jax.devices.mesh import make_mesh
 from gpt_jax.errors import UserError
-from gpt_jax.training.plan import activation_bytes, count_parameters, flops_per_token, plan
+from gpt_jax.training import plan as plan_module
+from gpt_jax.training.memory import activation_bytes
+from gpt_jax.training.plan import count_parameters, flops_per_token, plan
 from gpt_jax.training.state import abstract_state, init_state
 
 
@@ -94,6 +96,24 @@ def test_activation_bytes_are_close_to_the_compiled_step(unread):
     assert activation_bytes(found.config.model, 8, tensor=2) < 0.7 * activation_bytes(
         found.config.model, 8
     )
+
+
+def test_microbatches_keep_two_gradients_and_a_batch_counts(unread):
+    """The sum of the gradients, and those of the microbatch that is added to it."""
+    config = unread.with_values("mesh", data=2, fsdp=1, tensor=1)  # Planned from shapes.
+    for size, count in ((4, 1), (2, 2), (1, 2)):
+        found = plan(config.with_values("train", microbatch_size=size))
+        batch = 4 * 4 * 17
+        kept = found.step_bytes - activation_bytes(found.config.model, size) - batch
+        assert (found.microbatches, kept) == (4 // size, count * found.parameter_bytes)
+
+
+def test_what_does_not_fit_is_planned_without_compiling(unread, monkeypatch):
+    monkeypatch.setattr(plan_module, "jit_train_step", lambda *args: pytest.fail("it compiles"))
+    found = plan(unread.with_values("model", n_inner=2**31 - 1, n_embd=2**30))
+    assert not found.at_hand
+    assert found.step_bytes > found.parameter_bytes > 2**63
+    assert plan(unread.with_values("train", batch_size=2**31 - 2)).step_bytes > 2**31 * 17
 
 
 def test_no_counted_operations_for_scanned_blocks(unread):

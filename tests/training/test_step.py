@@ -228,6 +228,27 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(small):
     assert (after.step, after.skipped, after.skipped_in_a_row) == (2, 2, 2)
 
 
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_a_finite_loss_with_a_gradient_that_is_not_finite_is_skipped(small, monkeypatch, number):
+    """One number of one gradient is enough."""
+    original = step_module.mean_loss_and_grads_over
+
+    def broken(*args):
+        loss, grads = original(*args)
+        scale = grads["ln_f"]["scale"].at[3].set(number)
+        return loss, grads | {"ln_f": grads["ln_f"] | {"scale": scale}}
+
+    monkeypatch.setattr(step_module, "mean_loss_and_grads_over", broken)
+    state, _, layout = setting(small)
+    train_step = jax.jit(step_module.make_train_step(small, layout.sharding.mesh))
+    after, metrics = train_step(state, layout.place(windows(small, 0)))
+    assert np.isfinite(metrics["loss"])
+    assert not np.isfinite(metrics["grad_norm"])
+    for name in ("params", "opt_state"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(state, name), getattr(after, name))
+    assert (after.step, after.skipped, after.skipped_in_a_row) == (1, 1, 1)
+
+
 def test_a_finite_step_resets_only_skipped_in_a_row():
     zero, one = jnp.zeros((), jnp.int32), jnp.ones((), jnp.int32)
     state = TrainState(zero, {"w": zero}, {"m": zero}, zero, one + 4, one + 1)

@@ -165,7 +165,8 @@ def test_a_signal_saves_and_exits_and_a_second_one_exits_at_once(
         timeout=300,
     )
     assert done.returncode == status, done.stderr
-    assert ("the same command resumes the run" in done.stderr) != twice
+    told = f"stopped by {name} after step {max(steps)}: the same command resumes the run"
+    assert (told in done.stderr) != twice
     saved = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
     assert {step for step in saved if step.isdecimal()} <= steps
     with Checkpoints.for_reading(tmp_path / "run" / "checkpoints") as checkpoints:

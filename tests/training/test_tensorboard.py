@@ -1,5 +1,6 @@
 """TensorBoard event files hold the numbers of the log."""
 
+import resource
 import sys
 
 import pytest
@@ -43,3 +44,19 @@ def test_a_missing_package_is_an_error_with_the_install_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     with pytest.raises(UserError, match=r'pip install -e "\.\[tensorboard\]"'):
         tensorboard.check_installed()
+
+
+def test_a_full_disk_ends_the_events_but_not_the_run(tmp_path, capsys):
+    """Many events: a thread and its queue would block."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with tensorboard.event_files(tmp_path, 0) as write:
+        write({"step": 1, "train/loss": 2.5})
+        [path] = (tmp_path / "tensorboard").iterdir()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 5, before[1]))
+        try:
+            for step in range(2, 100):
+                write({"step": step, "train/loss": 2.0})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    note = f"note: {tmp_path / 'tensorboard'} cannot be written (File too large): TensorBoard gets"
+    assert capsys.readouterr().err == f"{note} no more steps\n"
