@@ -166,7 +166,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
     found = {}
     for path in folder.rglob("*"):
         if path.is_symlink():
-            content = f"link to {os.readlink(path)}".encode()
+            content = f"link to {os.readlink(path)}".encode("utf-8", "surrogateescape")
         elif path.is_file():
             content = path.read_bytes()
         else:
