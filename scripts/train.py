@@ -36,8 +36,9 @@ if TYPE_CHECKING:
 
 
 FLAGS: Sequence[command_line.Flag] = (
-    ("workdir", str, "", "Folder of the run; default: runs/ and the config's or weights' name."),
-    ("init_from", str, "", "Begin from GPT-2 weights: a folder in Hugging Face's format."),
+    ("workdir", str, "", "Folder of the run; default: in runs/, named after what it begins from."),
+    ("init_from", str, "", "Begin from another run's folder, or from GPT-2's weights in theirs."),
+    ("init_step", str, "best", "Checkpoint of that run: best, latest or the number of a step."),
     (
         "resume_allow",
         list,
@@ -74,11 +75,10 @@ def main(argv: Sequence[str]) -> int:
                     "--plan needs no other process: leave out --distributed, and give "
                     "--config.mesh.data, fsdp and tensor"
                 )
-            show_plan(config, init_from)
+            show_plan(config, init_from, values.init_step)
             return None
         recipe = command_line.config_file(values)
-        default = default_workdir(init_from or recipe)
-        workdir = absolute(values.workdir or default)
+        workdir = absolute(values.workdir or default_workdir(recipe, init_from))
         if cluster is None or cluster.process_id == 0:
             show_beginning(workdir, recipe, values["config"].using_default_value)
         from gpt_jax.runs import one_writer  # Loads NumPy, so after the first lines.
@@ -137,8 +137,9 @@ def train(
     set_up_compiler()
     with stopping_on_signals(processes.greatest) as stopper:
         stop = loop.train(
-            config, workdir, values.tensorboard, values.resume_allow, stopper, init_from
-        )
+            config, workdir, values.tensorboard, values.resume_allow, stopper, init_from,
+            values.init_step,
+        )  # fmt: skip
     if stop.is_resumable:
         command_line.tell(
             f"\nstopped by {stop.reason} after step {stop.step:,}: the same command resumes the run"
@@ -163,13 +164,14 @@ def show_settings() -> None:
         print(facts(rows, 80, 28), end="\n\n")
 
 
-def show_plan(config: Config, init_from: str) -> None:
+def show_plan(config: Config, init_from: str, init_step: str) -> None:
     """Prints what training would take. Writes no file."""
     from gpt_jax.devices.compiler import set_up_compiler
-    from gpt_jax.training import beginning
+    from gpt_jax.training import beginning, origin
     from gpt_jax.training.plan import plan
 
-    config = beginning.configured(config, init_from, None, Path())
+    if init_from:
+        config = beginning.configured(config, origin.open_origin(Path(init_from), init_step))
     set_up_compiler()  # Training then finds the step compiled.
     command_line.tell("planning (this compiles the step if the devices are here)")
     table = Table("figure", Column("", justify="right"), "meaning", box=None)
@@ -211,10 +213,19 @@ def megabytes(size: float) -> str:
     return f"{size / 1e6:,.1f} MB"
 
 
-def default_workdir(config_file: str) -> Path:
-    """runs/tiny for configs/tiny.py, runs/gpt2-small for configs/gpt2.py:small."""
-    path, _, argument = config_file.partition(":")
-    return Path("runs") / "-".join(filter(None, [Path(path).stem, argument]))
+def default_workdir(recipe: str, init_from: str) -> Path:
+    """runs/tiny for configs/tiny.py, runs/gpt2-small for configs/gpt2.py:small.
+
+    runs/gpt2 for a run that begins from the weights in gpt2, runs/tiny-small for one that begins
+    from the run in runs/tiny with configs/small.py.
+    """
+    path, _, argument = recipe.partition(":")
+    name = "-".join(filter(None, [Path(path).stem, argument]))
+    if not init_from:
+        return Path("runs", name)
+    source = Path(init_from)
+    is_run = (source / "checkpoints").is_dir()
+    return Path("runs", f"{source.name}-{name}" if is_run else source.name)
 
 
 def longer_run_command(argv: Sequence[str], steps: int) -> str:

@@ -34,7 +34,7 @@ HOUSE = {
     "sampling": ["sampler", "decode", "prompt"],
     "gpt2": ["names", "config_json", "tensors", "folder", "export"],
     "training": [
-        *("optimizer", "state", "step", "communication", "memory", "run", "plan"),
+        *("optimizer", "state", "step", "communication", "origin", "memory", "run", "plan"),
         *("evaluation", "log", "clock", "display", "curves", "pictures", "stopping", "tensorboard"),
         *("monitor", "summary", "finish", "beginning"),
         *("divergence", "meeting", "loop", "benchmark"),

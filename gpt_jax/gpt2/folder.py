@@ -4,6 +4,7 @@ gpt2/  config.json  model.safetensors  tokenizer.json (or vocab.json and merges.
 """
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -41,10 +42,13 @@ class Folder:
         tensor = tensor.T if name == HEAD else tensor
         return np.ascontiguousarray(tensor.reshape(shape))
 
-    def check_numbers(self) -> None:
-        """Reads all tensors once. Raises UserError if a number is not finite."""
-        for tensor in self.tensors.values():
-            read_tensor(tensor)
+    def digest(self) -> str:
+        """The SHA-256 of all tensors by name. Raises UserError if a number is not finite."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.tensors.items()):
+            digest.update(name.encode("utf-8"))
+            digest.update(np.ascontiguousarray(read_tensor(tensor)).data)
+        return digest.hexdigest()
 
 
 def open_folder(path: Path) -> Folder:

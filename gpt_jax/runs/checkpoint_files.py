@@ -1,6 +1,7 @@
 """The files of checkpoints that a run reads and writes itself, without Orbax."""
 
 import contextlib
+import hashlib
 import json
 import math
 import shutil
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt_jax.devices import processes
+from gpt_jax.errors import UserError
 from gpt_jax.files import flush as flush_path
 from gpt_jax.files import read_file, read_json, replacing
 from gpt_jax.runs.checkpoint_list import Saved, checkpoint_folders
@@ -82,6 +84,26 @@ def saved(checkpoint: Path) -> Saved:
     loss = _logged_loss(checkpoint) if loss is None else loss
     sortable = loss if loss is not None and math.isfinite(loss) else math.inf
     return Saved(int(checkpoint.name), sortable, is_known=loss is not None)
+
+
+def committed(workdir: Path) -> list[Saved]:
+    """The committed checkpoints of a run, oldest first. Reads them without Orbax and JAX."""
+    found = [saved(path) for path in checkpoint_folders(workdir) if is_committed(path)]
+    return sorted(found, key=lambda one: one.step)
+
+
+def digest(checkpoint: Path) -> str:
+    """The SHA-256 of the digests of all arrays of a checkpoint.
+
+    Raises UserError if they cannot be read.
+    """
+    try:
+        digests = read_json(checkpoint / "_CHECKPOINT_METADATA")["custom_metadata"]["digests"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{checkpoint} cannot be read ({error}): choose another checkpoint"
+        ) from error
+    return hashlib.sha256(json.dumps(digests, sort_keys=True).encode("utf-8")).hexdigest()
 
 
 def _stored_loss(checkpoint: Path) -> float | None:

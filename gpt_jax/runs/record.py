@@ -18,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from gpt_jax.config import ANY, Config, checked
+from gpt_jax.config import ANY, NOT_NEGATIVE, Config, checked
 from gpt_jax.errors import UserError
 from gpt_jax.files import read_json, replacing, special_kind
 from gpt_jax.runs.checkpoint_list import checkpoint_folders
@@ -43,7 +43,10 @@ class Record:
       platform, devices: kind and number of devices.
       changes: what changed on resume: deliberate changes, and the new path of a corpus or tokenizer
         that moved. Each has its step, field, old and new value; a field can be one of RECORD_FILES.
-      init_from: absolute folder of the weights it began from; empty = random parameters.
+      init_from: absolute folder it began from: GPT-2's weights, or another run; empty = random
+        parameters.
+      init_step: step of the other run's checkpoint; None for GPT-2's weights.
+      init_sha256: hash of what was read; empty in a record of an older version.
       has_digests: whether config.json holds digests; a record of an older version does not.
     """
 
@@ -54,6 +57,8 @@ class Record:
     devices: int
     changes: tuple[dict[str, Any], ...] = ()
     init_from: str = ""
+    init_step: int | None = None
+    init_sha256: str = ""
     has_digests: bool = dataclasses.field(default=True, compare=False)
 
 
@@ -166,6 +171,7 @@ def _parse_record(content: Any) -> Record:
     config = Config.from_dict(config)
     if config.model.matmul_dtype == "auto":
         raise UserError("model.matmul_dtype = 'auto', but a record holds what was chosen")
+    step = content.get("init_step")
     return Record(
         config=config,
         requested_corpus=checked("corpus.requested", corpus["requested"], str, ANY),
@@ -174,6 +180,8 @@ def _parse_record(content: Any) -> Record:
         devices=checked("devices.count", devices["count"], int, ANY),
         changes=tuple(map(dict, content.get("changes", ()))),  # Older runs have none.
         init_from=checked("init_from", content.get("init_from", ""), str, ANY),
+        init_step=None if step is None else checked("init_step", step, int, NOT_NEGATIVE),
+        init_sha256=checked("init_sha256", content.get("init_sha256", ""), str, ANY),
         has_digests=bool(checked("digests", content.get("digests", {}), dict, ANY)),
     )
 
@@ -191,6 +199,8 @@ def write_record(workdir: Path, record: Record, tokenizer: Tokenizer) -> None:
         "devices": {"platform": record.platform, "count": record.devices},
         "changes": list(record.changes),
         "init_from": record.init_from,
+        "init_step": record.init_step,
+        "init_sha256": record.init_sha256,
         "versions": {name: metadata.version(name) for name in PACKAGES},
     }
     try:

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from gpt_jax.errors import UserError
-from gpt_jax.runs import damage
-from gpt_jax.runs.checkpoint_list import Saved, checkpoint_folders
+from gpt_jax.runs import checkpoint_files, damage
+from gpt_jax.runs.checkpoint_list import Saved, checkpoint_folders, choose
 from gpt_jax.runs.checkpoints import Checkpoints
 from gpt_jax.runs.damage import DamagedCheckpoint
 
@@ -42,6 +42,19 @@ def _restore(checkpoints: Checkpoints, step: int, abstract: Any) -> Any:
     except DamagedCheckpoint:
         damage.check_readable(checkpoints.path(step))
         return checkpoints.restore(step, abstract)
+
+
+def find_for_reading(workdir: Path, which: str) -> tuple[int, str]:
+    """The step of a checkpoint, and the hash of its arrays. Starts neither JAX nor Orbax.
+
+    Args:
+      which: see `choose`.
+
+    Raises:
+      UserError: if there is no such checkpoint, or its description cannot be read.
+    """
+    step = choose(checkpoint_files.committed(workdir), which, workdir / "checkpoints").step
+    return step, checkpoint_files.digest(workdir / "checkpoints" / str(step))
 
 
 def restore_for_reading(folder: Path, which: str, abstract: Any) -> tuple[Saved, Any]:

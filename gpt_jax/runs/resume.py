@@ -155,7 +155,7 @@ def same_tokens(config: Config, record: Record, workdir: Path) -> Tokens:
     Raises:
       UserError: if it cannot be read, or is another one than the run began with.
     """
-    source, ours = config.data.corpus, matching_tokenizer(workdir, record.config)
+    source = config.data.corpus
     try:
         found = _read(source)
     except UserError as error:
@@ -163,6 +163,7 @@ def same_tokens(config: Config, record: Record, workdir: Path) -> Tokens:
             raise
         raise UserError(f"{error}; if the run's own corpus has moved, {IF_MOVED}") from error
     check_same_corpus(found.sha256, source, record, workdir)
+    ours = matching_tokenizer(workdir, record.config)
     if isinstance(found, Corpus):
         return encoded(found, ours)
     if found.tokenizer.to_dict() != ours.to_dict():

@@ -10,7 +10,6 @@ import jax
 from gpt_jax.config import Config, GPTConfig
 from gpt_jax.devices import processes
 from gpt_jax.errors import UserError
-from gpt_jax.gpt2 import open_folder, read_params
 from gpt_jax.runs import (
     RECORD_FILES,
     Record,
@@ -22,6 +21,7 @@ from gpt_jax.runs import (
 from gpt_jax.runs.checkpoints import Checkpoints
 from gpt_jax.runs.recovery import restore_newest
 from gpt_jax.training.finish import sample_path
+from gpt_jax.training.origin import BEST, Origin, open_origin, read_origin, recorded_origin
 from gpt_jax.training.run import Run
 from gpt_jax.training.state import TrainState, init_state, init_state_from
 
@@ -37,12 +37,16 @@ class Opened:
     config: Config  # With the choices made when the run began, if it did.
     record: Record | None = None  # None for a new run.
     changes: Sequence[dict[str, Any]] = ()  # The differences from the record, all of them allowed.
-    init_from: str = ""  # The GPT-2 folder the run began from; empty = random parameters.
+    origin: Origin | None = None  # What the run begins or began from; None = random parameters.
     is_finished: bool = False  # Whether nothing is left to do.
 
 
 def open_run(
-    config: Config, workdir: Path, resume_allow: Sequence[str] = (), init_from: str = ""
+    config: Config,
+    workdir: Path,
+    resume_allow: Sequence[str] = (),
+    init_from: str = "",
+    init_step: str = BEST,
 ) -> Opened:
     """Reads a run's folder and checks that `config` can start or resume it; writes nothing.
 
@@ -51,7 +55,7 @@ def open_run(
     Raises:
       UserError: if the configuration contradicts what is there, or a file cannot be read.
     """
-    opened = _read_folder(config, workdir, resume_allow, init_from)
+    opened = _read_folder(config, workdir, resume_allow, init_from, init_step)
     as_json = dataclasses.asdict(opened) | {"config": opened.config.to_dict()}
     processes.check_same("what is to be trained", as_json)
     return opened
@@ -59,20 +63,21 @@ def open_run(
 
 @processes.on_all
 def _read_folder(
-    config: Config, workdir: Path, resume_allow: Sequence[str], init_from: str
+    config: Config, workdir: Path, resume_allow: Sequence[str], init_from: str, init_step: str
 ) -> Opened:
     record = read_record(workdir)
-    if _never_began(workdir):
-        record = None
-    config = configured(config, init_from, record, workdir)
-    if record is None:
-        return Opened(config, init_from=init_from)
+    if record is None or _never_began(workdir):
+        origin = open_origin(Path(init_from), init_step) if init_from else None
+        return Opened(configured(config, origin), origin=origin)
+    check_same_origin(record, workdir, init_from, init_step)
+    origin = recorded_origin(record)
+    config = configured(config, origin)
     config = with_recorded_choices(config, record)
     changes = check_same_run(config, record, workdir, resume_allow)
     # If the tokenizer was replaced, for example, the sample of a finished run is out of date.
     is_edited = any(change["field"] in RECORD_FILES for change in changes)
     is_finished = sample_path(workdir, config.train.steps).exists() and not is_edited
-    return Opened(config, record, changes, record.init_from, is_finished)
+    return Opened(config, record, changes, origin, is_finished)
 
 
 def _never_began(workdir: Path) -> bool:
@@ -84,35 +89,33 @@ def _never_began(workdir: Path) -> bool:
     return not any(saved.glob("*")) and not (log.is_file() and log.stat().st_size)
 
 
-def configured(config: Config, init_from: str, record: Record | None, workdir: Path) -> Config:
-    """`config` with the shape and tokenizer of the GPT-2 weights that the run begins or began from.
-
-    Settings at their default follow the weights; others must agree with them, except the
-    tokenizer, which may lie elsewhere.
-
-    Args:
-      init_from: absolute folder of the weights; empty = none given.
-      record: of a run to resume; the folder is then not read.
-
-    Raises:
-      UserError: for a folder that cannot be used, for settings that contradict it, or if the run
-        began from something else.
-    """
-    if record is None:
-        if not init_from:
-            return config
-        folder = open_folder(Path(init_from))
-        folder.check_numbers()  # Before anything is written.
-        return _following(config, folder.config, init_from, init_from)
+def check_same_origin(record: Record, workdir: Path, init_from: str, init_step: str) -> None:
+    """Raises UserError if the run in `workdir` began from something else than is asked for."""
     if init_from not in ("", record.init_from):
         raise UserError(
             f"{workdir} holds a run that began from {record.init_from or 'random parameters'}, not "
             f"from {init_from}: leave out --init_from to resume it, or use another --workdir"
         )
-    if not record.init_from:
+    if init_step not in (BEST, str(record.init_step)):
+        raise UserError(
+            f"{workdir} holds a run that began from step {record.init_step} of "
+            f"{record.init_from or 'no other run'}: leave out --init_step={init_step} to resume "
+            "it, or use another --workdir"
+        )
+
+
+def configured(config: Config, origin: Origin | None) -> Config:
+    """`config` with the shape and the tokenizer of what the run begins from.
+
+    Settings at their default follow it; others must agree with it, except the tokenizer, which may
+    lie elsewhere.
+
+    Raises:
+      UserError: for settings that contradict it.
+    """
+    if origin is None:
         return config
-    old = record.config
-    return _following(config, old.model, old.data.tokenizer, record.init_from)
+    return _following(config, origin.model, origin.tokenizer, origin.folder)
 
 
 def _following(config: Config, shape: GPTConfig, tokenizer: str, source: str) -> Config:
@@ -142,7 +145,7 @@ def first_state(run: Run, checkpoints: Checkpoints, opened: Opened) -> TrainStat
       UserError: if no checkpoint is intact, or the run is already past `train.steps`.
     """
     restored: TrainState | None = restore_newest(checkpoints, run.abstract)
-    state = restored or _new_state(run, opened.init_from)
+    state = restored or _new_state(run, opened.origin)
     step, steps = int(state.step), run.config.train.steps
     if step > steps:
         raise UserError(
@@ -155,8 +158,8 @@ def first_state(run: Run, checkpoints: Checkpoints, opened: Opened) -> TrainStat
     return state
 
 
-def _new_state(run: Run, init_from: str) -> TrainState:
-    if not init_from:
+def _new_state(run: Run, origin: Origin | None) -> TrainState:
+    if origin is None:
         return jax.block_until_ready(init_state(run.config, run.abstract))
-    params = read_params(open_folder(Path(init_from)), run.abstract.params)
+    params = read_origin(origin, run.config, run.abstract, run.layout.sharding.mesh)
     return jax.block_until_ready(init_state_from(run.config, run.abstract, params))

@@ -21,6 +21,7 @@ from gpt_jax.training.divergence import check_arrays, check_steps
 from gpt_jax.training.finish import finish
 from gpt_jax.training.meeting import ending_together
 from gpt_jax.training.monitor import Monitor
+from gpt_jax.training.origin import BEST
 from gpt_jax.training.run import Run, prepare
 from gpt_jax.training.state import TrainState
 from gpt_jax.training.step import Metrics
@@ -37,6 +38,7 @@ def train(
     resume_allow: Sequence[str] = (),
     stopper: Stopper | None = None,
     init_from: str = "",
+    init_step: str = BEST,
 ) -> Stop:
     """Trains to the last step, from the newest checkpoint in `workdir` if there is one.
 
@@ -44,7 +46,8 @@ def train(
       tensorboard: also writes TensorBoard's event files.
       resume_allow: settings that may differ from those the run began with, see `check_same_run`.
       stopper: can ask the run to stop early.
-      init_from: absolute folder of GPT-2's weights that a new run begins from.
+      init_from: absolute folder that a new run begins from: another run, or GPT-2's weights.
+      init_step: which checkpoint of the other run: best, latest or the number of a step.
 
     Returns: why training ended. The state at that moment is saved.
 
@@ -54,13 +57,13 @@ def train(
     if tensorboard:
         check_installed()
     workdir = workdir.absolute()
-    opened = open_run(config, workdir, resume_allow, init_from)
+    opened = open_run(config, workdir, resume_allow, init_from, init_step)
     if (sentence := stand_in(opened.record)) and processes.is_first():
         note(sentence)
     if opened.is_finished:
         return ALREADY_FINISHED
     devices = start_devices(opened.config.mesh, opened.config.train.batch_size)
-    run = prepare(opened.config, workdir, opened.record, devices, opened.init_from)
+    run = prepare(opened.config, workdir, opened.record, devices, opened.origin)
     with Checkpoints.for_training(workdir / "checkpoints") as checkpoints, ending_together():
         state = first_state(run, checkpoints, opened)
         step, c = int(state.step), run.config.train
@@ -96,7 +99,7 @@ class Loop:
             with self.monitor.bar:
                 # Given weights are evaluated before the first step, and so is a run of no steps.
                 is_new = not self.checkpoints.all()
-                if is_new and (self.run.init_from or not self.run.config.train.steps):
+                if is_new and (self.run.origin or not self.run.config.train.steps):
                     self.evaluate_beginning(state)
                 self.evaluate_if_missing(state)
                 state = self.run_steps(state)

@@ -25,6 +25,7 @@ from gpt_jax.text import (
     windows,
 )
 from gpt_jax.training.memory import check_run
+from gpt_jax.training.origin import Origin
 from gpt_jax.training.state import TrainState, abstract_state
 from gpt_jax.training.step import EvalStep, TrainStep, jit_eval_step, jit_train_step, mean_loss
 
@@ -40,7 +41,7 @@ class Run:
     val_tokens: np.ndarray  # Ids of the validation text: its end.
     layout: BatchLayout  # How a batch lies on the devices.
     abstract: TrainState  # Shapes, dtypes and shardings of the state.
-    init_from: str  # The GPT-2 folder the run began from; empty = random parameters.
+    origin: Origin | None  # What the run began from; None = random parameters.
     train_step: TrainStep  # Jitted, as `eval_step`.
     eval_step: EvalStep
 
@@ -106,7 +107,7 @@ def prepare(
     workdir: Path,
     record: Record | None,
     devices: list[jax.Device],
-    init_from: str = "",
+    origin: Origin | None = None,
 ) -> Run:
     """Arranges the devices, reads the text, makes all choices and, for a new run, records them.
 
@@ -114,7 +115,7 @@ def prepare(
       workdir: the run's folder, absolute.
       record: of a run to resume; None for a new run.
       devices: from `start_devices`.
-      init_from: the GPT-2 folder that a new run begins from; empty = random parameters.
+      origin: what a new run begins from; None = random parameters.
 
     Raises:
       UserError: if a corpus, layout or folder cannot be used, or processes differ.
@@ -123,16 +124,24 @@ def prepare(
     layout = make_batch_layout(config, mesh)
     tokens = _load_tokens(config, workdir, record)
     parts = windows.split(tokens.ids, config.data.val_fraction, config.model.block_size)
-    if init_from:
-        _check_rows(config, tokens.tokenizer.vocab_size, init_from)
+    if origin:
+        _check_rows(config, tokens.tokenizer.vocab_size, origin.folder)
     resolved = resolve(config, tokens.source, tokens.tokenizer.vocab_size, layout)
     found = [tokens.sha256, tokens.tokenizer.to_dict(), resolved.model.matmul_dtype]
     processes.check_same("the text, or what the hardware has (model.matmul_dtype),", found)
     abstract = abstract_state(resolved, mesh)
     processes.on_all(check_run)(resolved, abstract, layout, trains=record is None)
     if record is None:
-        requested, platform = corpus.absolute_source(config.data.corpus), devices[0].platform
-        new = Record(resolved, requested, tokens.sha256, platform, len(devices), (), init_from)
+        new = Record(
+            config=resolved,
+            requested_corpus=corpus.absolute_source(config.data.corpus),
+            corpus_sha256=tokens.sha256,
+            platform=devices[0].platform,
+            devices=len(devices),
+            init_from=origin.folder if origin else "",
+            init_step=origin.step if origin else None,
+            init_sha256=origin.sha256 if origin else "",
+        )
         processes.on_first(write_record)(workdir, new, tokens.tokenizer)
     return Run(
         config=resolved,
@@ -142,17 +151,17 @@ def prepare(
         val_tokens=parts[1],
         layout=layout,
         abstract=abstract,
-        init_from=init_from,
+        origin=origin,
         train_step=jit_train_step(resolved, abstract, layout),
         eval_step=jit_eval_step(resolved, abstract, layout),
     )
 
 
-def _check_rows(config: Config, vocab_size: int, init_from: str) -> None:
+def _check_rows(config: Config, vocab_size: int, folder: str) -> None:
     """Raises UserError if the tokenizer has ids for which the weights have no row."""
     if vocab_size > config.model.vocab_size:
         raise UserError(
-            f"the tokenizer has {vocab_size} tokens, but the weights of {init_from} only "
+            f"the tokenizer has {vocab_size} tokens, but the weights of {folder} only "
             f"{config.model.vocab_size}: give the tokenizer that they were trained with "
             "(--config.data.tokenizer), or weights with a row for every token"
         )

@@ -28,7 +28,7 @@ def folder(tmp_path):
 def refused(folder):
     """The sentence with which a folder is refused."""
     with pytest.raises(UserError) as error:
-        open_folder(folder).check_numbers()
+        open_folder(folder).digest()
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 1000
     return str(error.value)
@@ -248,7 +248,7 @@ def test_any_changed_byte_is_read_or_refused(folder):
         middle = whole[first:last] * int(random.integers(0, 3)) + random.bytes(number % 4)
         file.write_bytes(whole[:first] + middle + whole[last:])
         try:
-            open_folder(folder).check_numbers()
+            open_folder(folder).digest()
         except UserError as error:
             refusals += 1
             assert "\n" not in str(error)

@@ -292,7 +292,7 @@ def test_help_config_shows_every_setting(capsys):
 def test_after_a_signal_it_says_how_to_resume(tmp_path, monkeypatch, capsys, signum, status):
     before = signal.getsignal(signum)
 
-    def interrupted(config, workdir, tensorboard, resume_allow, asked, init_from):
+    def interrupted(config, workdir, tensorboard, resume_allow, asked, init_from, init_step):
         signal.raise_signal(signum)
         return asked.poll()
 
@@ -303,15 +303,20 @@ def test_after_a_signal_it_says_how_to_resume(tmp_path, monkeypatch, capsys, sig
 
 
 @pytest.mark.parametrize(
-    ("config_file", "workdir"),
+    ("recipe", "init_from", "workdir"),
     [
-        ("configs/tiny.py", "runs/tiny"),
-        ("/a b/gpt2.py:small", "runs/gpt2-small"),
-        ("/a b/gpt2", "runs/gpt2"),
+        ("configs/tiny.py", "", "runs/tiny"),
+        ("/a b/gpt2.py:small", "", "runs/gpt2-small"),
+        ("configs/tiny.py", "/a b/gpt2", "runs/gpt2"),
+        ("configs/small.py", "{run}", "runs/run-small"),
     ],
 )
-def test_the_default_folder_is_named_after_the_recipe_or_the_weights(config_file, workdir):
-    assert str(train.default_workdir(config_file)) == workdir
+def test_the_default_folder_is_named_after_what_the_run_begins_from(
+    recipe, init_from, workdir, tmp_path
+):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    init_from = init_from.format(run=tmp_path / "run")
+    assert str(train.default_workdir(recipe, init_from)) == workdir
 
 
 def test_the_command_for_a_new_run_names_a_folder_that_does_not_exist(tmp_path):

@@ -1,0 +1,109 @@
+"""What a new run begins from: GPT-2's weights, or a checkpoint of another run."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import AbstractMesh, Mesh
+
+from gpt_jax.config import Config, GPTConfig
+from gpt_jax.errors import UserError
+from gpt_jax.files import read_json
+from gpt_jax.gpt2 import open_folder, read_params
+from gpt_jax.model import stack, unrolled
+from gpt_jax.runs import Record, existing_record, matching_tokenizer
+from gpt_jax.runs.recovery import find_for_reading, restore_for_reading
+from gpt_jax.training.state import TrainState, abstract_state, state_shardings
+
+BEST = "best"
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """What a run begins or began from.
+
+    Attributes:
+      folder: absolute; a run's, or one with GPT-2's weights.
+      step: of the run's checkpoint; None for GPT-2's weights.
+      sha256: hash of what is read; empty in a record of an older version.
+      model: its shape.
+      tokenizer: the value of data.tokenizer that gives its tokenizer.
+    """
+
+    folder: str
+    step: int | None
+    sha256: str
+    model: GPTConfig
+    tokenizer: str
+
+
+def open_origin(folder: Path, which: str = BEST) -> Origin:
+    """Checks what a new run begins from, and hashes it. Writes nothing.
+
+    Args:
+      which: the checkpoint of a run: best, latest or the number of a step.
+
+    Raises:
+      UserError: if there are no such weights and no such checkpoint, or they cannot be used.
+    """
+    return _open_run(folder, which) if _is_run(folder) else _open_weights(folder, which)
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether a folder is a run's. GPT-2's config.json has no format."""
+    try:
+        is_kept = (folder / "checkpoints").is_dir()
+        return is_kept or "format" in read_json(folder / "config.json")
+    except (OSError, ValueError):
+        return False
+
+
+def _open_run(folder: Path, which: str) -> Origin:
+    config = existing_record(folder).config
+    matching_tokenizer(folder, config)
+    step, sha256 = find_for_reading(folder, which)
+    return Origin(str(folder), step, sha256, config.model, str(folder / "tokenizer.json"))
+
+
+def _open_weights(folder: Path, which: str) -> Origin:
+    weights = open_folder(folder)
+    if which != BEST:
+        raise UserError(
+            f"--init_step={which} chooses a checkpoint of a run, but {folder} holds GPT-2's "
+            "weights: leave it out"
+        )
+    return Origin(str(folder), None, weights.digest(), weights.config, str(folder))
+
+
+def recorded_origin(record: Record) -> Origin | None:
+    """What a run began from, by its record; None for random parameters. Reads nothing."""
+    if not record.init_from:
+        return None
+    c = record.config
+    found = record.init_from, record.init_step, record.init_sha256
+    return Origin(*found, c.model, c.data.tokenizer)
+
+
+def read_origin(
+    origin: Origin, config: Config, abstract: TrainState, mesh: Mesh | AbstractMesh
+) -> Any:
+    """The parameters that a run with `config` begins with, a tree like `abstract.params`.
+
+    Raises:
+      UserError: if they cannot be read, or are not those that were opened.
+    """
+    folder, which = Path(origin.folder), BEST if origin.step is None else str(origin.step)
+    if origin.sha256 and open_origin(folder, which).sha256 != origin.sha256:
+        raise UserError(
+            f"the weights in {folder} are not those that the run began with: restore them, or "
+            "start a new run with another --workdir"
+        )
+    if origin.step is None:
+        return read_params(open_folder(folder), abstract.params)
+    theirs = existing_record(folder).config
+    _, params = restore_for_reading(folder / "checkpoints", which, abstract_state(theirs, mesh))
+    _, params = unrolled(theirs.model, params)
+    if config.model.scan_layers:
+        params = jax.jit(stack, out_shardings=state_shardings(abstract).params)(params)
+    return jax.device_put(params, state_shardings(abstract).params)
