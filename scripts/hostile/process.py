@@ -15,6 +15,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,9 @@ import early_exit
 
 SCRIPTS = Path(__file__).parent.parent
 COMMANDS = ("train", "sample", "evaluate", "compare", "export", "prepare", "benchmark")
+# Starting a process also polls all others. Two threads that poll the same one lose its status: Python
+# then says 255.
+ONE_AT_A_TIME = threading.Lock()
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     [
@@ -103,9 +107,15 @@ def run(command: Command, folder: Path) -> Ending:
 
 def _fork(command: Command, folder: Path, files: Mapping[int, str]) -> tuple[int, Poll]:
     process = FORKS.Process(target=_in_the_fork, args=(command, folder, files))
-    process.start()
+    with ONE_AT_A_TIME:
+        process.start()
     assert process.pid is not None
-    return process.pid, lambda: process.exitcode
+
+    def poll() -> int | None:
+        with ONE_AT_A_TIME:
+            return process.exitcode
+
+    return process.pid, poll
 
 
 def _in_the_fork(command: Command, folder: Path, files: Mapping[int, str]) -> None:
