@@ -24,8 +24,8 @@ import early_exit
 
 SCRIPTS = Path(__file__).parent.parent
 COMMANDS = ("train", "sample", "evaluate", "compare", "export", "prepare", "benchmark")
-# Starting a process also polls all others. Two threads that poll the same one lose its status: Python
-# then says 255.
+# Starting a process also polls all others. If two threads poll the same one, its status is lost,
+# and Python says 255.
 ONE_AT_A_TIME = threading.Lock()
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
