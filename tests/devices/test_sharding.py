@@ -205,7 +205,7 @@ def test_cpu_flags_show_bfloat16(flags, expected):
 
 @pytest.mark.parametrize(
     ("content", "cores"),
-    [("max 100000", None), ("200000 100000", 2), ("250000 100000", 2), ("50000 100000", 1)],
+    [("max 100000", None), ("200000 100000", 2), ("290000 100000", 2), ("50000 100000", 1)],
 )
 def test_a_container_quota_limits_the_cores(content, cores, tmp_path, monkeypatch):
     path = tmp_path / "cpu.max"

@@ -294,3 +294,15 @@ def test_decoding_matches_the_whole_model_for_every_combination(config, values, 
 def test_cache_has_a_slot_for_every_position_of_every_block(config):
     cache = init_cache(dataclasses.replace(config, n_layer=3), 5)
     assert [k.shape for k, _ in cache] == [v.shape for _, v in cache] == [(10, 16, 8)] * 3
+
+
+def test_with_embedding_skip_every_block_reads_the_stream_plus_the_embedding(config):
+    config = dataclasses.replace(config, n_layer=2, position="rotary", embedding_skip=True)
+    params, tokens = init(config), tokens_of(config)
+    params = jax.tree.map(lambda p: 3 * p, params)  # So that blocks change the stream.
+    model = GPT(config).bind({"params": params})
+    x = e = jnp.take(params["wte"]["embedding"], tokens, axis=0)
+    for block in model.h:
+        x = block(x + e, None, 0)
+    logits = model.lm_head(model.ln_f(x))
+    np.testing.assert_allclose(apply(config, params, tokens), logits, atol=1e-5)
