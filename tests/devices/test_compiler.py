@@ -30,10 +30,11 @@ def test_every_compiled_program_is_cached_in_the_users_folder(settings):
     assert folder.stat().st_mode & 0o777 == 0o700
 
 
-def test_a_cache_folder_that_others_can_write_is_not_used(settings):
+@pytest.mark.parametrize("mode", [0o777, 0o770, 0o702])
+def test_a_cache_folder_that_others_can_write_is_not_used(settings, mode):
     folder = cache_folder() / "compiled"
     folder.mkdir(parents=True)
-    folder.chmod(0o777)
+    folder.chmod(mode)
     compiler.use_compilation_cache()
     assert settings == {}
 

@@ -59,6 +59,18 @@ def test_importing_and_exporting_keeps_every_bit(tmp_path):
     assert bpe.read(tmp_path / "out") == bpe.read(GPT2_TINY)
 
 
+def test_another_width_of_the_mlp_is_exported(tmp_path):
+    config, params = imported(GPT2_TINY)
+    config = dataclasses.replace(config, n_inner=20)
+    for name, block in params.items():
+        if name.startswith("h_"):
+            c_fc, c_proj = block["mlp"]["c_fc"], block["mlp"]["c_proj"]
+            c_fc["kernel"], c_fc["bias"] = c_fc["kernel"][:, :20], c_fc["bias"][:20]
+            c_proj["kernel"] = c_proj["kernel"][:20]
+    export.export_folder(config, params, BPETokenizer(bpe.read(GPT2_TINY)), tmp_path / "out")
+    assert imported(tmp_path / "out")[0].n_inner == 20
+
+
 def test_a_character_model_is_exported_with_its_head_and_zero_biases(trained, tmp_path):
     model = gpt_jax.load(trained)
     export_model(model, tmp_path / "out")
