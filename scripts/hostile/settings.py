@@ -155,7 +155,9 @@ def call_often(folder: str, seed: str) -> int:
         extra = ["max_new_tokens", "top_k", "seed", "stop"] if "options" in names else []
         given = {name: good[name] for name in names + extra if name in good}
         odd = dice.choice([name for name in names + extra if name != "options"])
-        call(method, given | {odd: dice.choice((*ODD_JSON, b"The", object(), [1, 2], 1j))})
+        value = dice.choice((*ODD_JSON, b"The", object(), [1, 2], 1j))
+        if (odd, value) != ("max_new_tokens", 2**31 - 1):  # Who asks for so many gets them.
+            call(method, given | {odd: value})
     return 0
 
 

@@ -113,3 +113,17 @@ def test_a_lock_file_that_is_a_link_is_refused(tmp_path):
     ):
         pass
     assert outside.read_text() == "precious"
+
+
+def test_a_lock_on_a_file_that_was_removed_meanwhile_is_none(tmp_path, monkeypatch):
+    """The last holder removes the file before it frees it; a third process makes a new one."""
+    flock, path = lock.fcntl.flock, tmp_path / "run" / ".lock"
+
+    def replaced(file, operation):
+        path.unlink()
+        path.write_text("")
+        flock(file, operation)
+
+    monkeypatch.setattr(lock.fcntl, "flock", replaced)
+    with pytest.raises(UserError, match="is in use by"), one_writer(tmp_path / "run"):
+        raise AssertionError("two writers")

@@ -14,7 +14,7 @@ from steps import TOKENS, compiled, losses, setting, windows
 from gpt_jax.model.gpt import GPT
 from gpt_jax.text.windows import evaluation_windows
 from gpt_jax.training import step as step_module
-from gpt_jax.training.optimizer import make_optimizer
+from gpt_jax.training.optimizer import make_optimizer, make_schedule
 from gpt_jax.training.state import TrainState, abstract_state
 from gpt_jax.training.step import (
     apply_if_finite,
@@ -226,6 +226,14 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(small):
     jax.tree.map(np.testing.assert_array_equal, before.opt_state, after.opt_state)
     jax.tree.map(np.testing.assert_array_equal, before.average, after.average)
     assert (after.step, after.skipped, after.skipped_in_a_row) == (2, 2, 2)
+
+
+def test_a_skipped_step_does_not_move_the_learning_rate(small):
+    """The rate in the metrics is the one that the optimizer uses: it counts its own updates."""
+    state, step, layout = setting(small)
+    state = state.replace(step=state.step + 2, skipped=state.skipped + 2)
+    _, metrics = step(state, layout.place(windows(small, 2)))
+    assert metrics["lr"] == make_schedule(small)(0) != make_schedule(small)(2)
 
 
 @pytest.mark.parametrize("number", [np.nan, np.inf])
