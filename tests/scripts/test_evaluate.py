@@ -6,10 +6,12 @@ import re
 import shutil
 
 import evaluate
+import jax
 import pytest
 
+from gpt_jax.config.config import Config
 from gpt_jax.text import corpus, play
-from gpt_jax.training import loop
+from gpt_jax.training import evaluation, loop
 from gpt_jax.training.log import read_metrics
 
 
@@ -114,3 +116,11 @@ def test_a_folder_without_a_run_or_a_checkpoint_is_an_error(run, tmp_path, train
     copy = shutil.copytree(trained, tmp_path / "run")
     shutil.rmtree(copy / "checkpoints")
     assert re.search(r"error: .* holds no checkpoint: train first.*\n", run(workdir=copy)[2])
+
+
+@pytest.mark.parametrize(("devices", "batch_size"), [(1, 12), (5, 15), (8, 16)])
+def test_a_batch_grows_until_the_devices_share_it_evenly(devices, batch_size):
+    """Another machine may have a number of devices that does not divide the run's batch."""
+    config = Config().with_values("train", batch_size=12, microbatch_size=4)
+    fitted = evaluation._fitted(config, jax.devices()[:devices])
+    assert fitted.train.batch_size == batch_size

@@ -186,6 +186,7 @@ class Server(http.server.BaseHTTPRequestHandler):
 def serve(monkeypatch):
     """Serves Tiny Shakespeare from a local server, without pauses between attempts."""
     monkeypatch.setattr(corpus, "TINY_SHAKESPEARE_SHA256", hashlib.sha256(CONTENT).hexdigest())
+    monkeypatch.setattr(corpus, "TINY_SHAKESPEARE_BYTES", len(CONTENT))
     monkeypatch.setattr(corpus.time, "sleep", lambda seconds: None)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     servers = []

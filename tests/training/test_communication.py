@@ -83,6 +83,16 @@ def test_formulas_match_a_calculation_by_hand(config):
     assert sent["tensor"] == (2 * 2 * 2 + 2) * 2 * activation / 2
 
 
+def test_gradients_are_summed_once_a_step_if_every_device_has_all_parameters(config):
+    """Else they are summed after every microbatch."""
+    sent = {}
+    for size in (8, 4):
+        smaller = config.with_values("train", microbatch_size=size)
+        resolved, layout, abstract = laid_out(smaller, 4, 1, 1)
+        sent[layout.microbatches] = communication(abstract, layout, resolved.model)["data"]
+    assert sent[1] == sent[2] > 0
+
+
 def test_one_device_sends_nothing(config):
     config, layout, abstract = laid_out(config, 1, 1, 1)
     assert set(communication(abstract, layout, config.model).values()) == {0}
