@@ -3,6 +3,8 @@
 import contextlib
 import os
 import socket
+import stat
+from pathlib import Path
 
 import pytest
 
@@ -29,6 +31,29 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path):
         raise KeyboardInterrupt
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows cannot flush a folder")
+def test_a_file_is_flushed_before_its_name_and_the_name_before_replacing_ends(
+    tmp_path, monkeypatch
+):
+    """Else a power cut leaves an empty file, or the old one."""
+    done, fsync, replace = [], os.fsync, Path.replace
+
+    def flush(descriptor):
+        is_folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+        done.append("flush the folder" if is_folder else "flush the file")
+        fsync(descriptor)
+
+    def rename(path, target):
+        done.append("rename")
+        return replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", flush)
+    monkeypatch.setattr(Path, "replace", rename)
+    with replacing(tmp_path / "a") as file:
+        file.write(b"new")
+    assert done == ["flush the file", "rename", "flush the folder"]
 
 
 def test_a_link_stays_and_its_target_is_replaced(tmp_path):
