@@ -29,7 +29,7 @@ from gpt_jax.text import corpus, play
 from gpt_jax.text.tokenizer_file import load_tokenizer, make_tokenizer, save_tokenizer
 from gpt_jax.training import loop, step
 from gpt_jax.training import run as run_module
-from gpt_jax.training.log import read_metrics
+from gpt_jax.training.log import MetricsLog, read_metrics
 from gpt_jax.training.stopping import ALREADY_FINISHED, FINISHED, Stop, Stopper
 
 TEXT = play.write()[:4000]
@@ -419,3 +419,23 @@ def test_ten_steps_are_five_and_five_after_a_kill_bit_for_bit(tmp_path, text_fil
     record = json.loads((straight / "config.json").read_text())
     assert Config.from_dict(record["config"]).model.dropout > 0
     assert record["devices"]["count"] == 2
+
+
+def test_the_log_is_flushed_before_each_checkpoint(config, tmp_path, monkeypatch):
+    """After a power cut a checkpoint must not be ahead of the log: its lines would be missing."""
+    done = []
+
+    def noting(what, original):
+        def noted(*args, **kwargs):
+            done.append(what)
+            return original(*args, **kwargs)
+
+        return noted
+
+    monkeypatch.setattr(MetricsLog, "append", noting("line", MetricsLog.append))
+    monkeypatch.setattr(MetricsLog, "flush", noting("flush", MetricsLog.flush))
+    monkeypatch.setattr(Checkpoints, "save", noting("save", Checkpoints.save))
+    assert loop.train(config, tmp_path / "run") == FINISHED
+    saves = [i for i, what in enumerate(done) if what == "save"]
+    assert len(saves) == 3
+    assert all(done[i - 1] == "flush" for i in saves)
