@@ -263,6 +263,8 @@ class Checkpoints:
             expected = cast(dict[str, int], metadata.custom_metadata["digests"])
             if saved.keys() != expected.keys():
                 raise ValueError("its list of arrays is not the one that was saved")
+            if (inside := expected.get("step", step)) != step:  # A number is its own digest.
+                raise ValueError(f"it was renamed: it holds step {inside}")
             damage.check_size(path, sum(math.prod(shape) for shape, _ in saved.values()))
         except Exception as error:
             raise self._damaged(path, error) from error

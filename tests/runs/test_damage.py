@@ -128,6 +128,19 @@ def test_the_error_names_the_changed_array(folder):
     assert {path.name for path in folder.iterdir()} == {"2", "4"}
 
 
+def test_a_renamed_checkpoint_is_set_aside(tmp_path, capsys):
+    folder = tmp_path / "checkpoints"
+    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    expected = {"step": jax.ShapeDtypeStruct((), jnp.int32, sharding=one)}
+    with Checkpoints.for_training(folder) as checkpoints:
+        for step in (2, 4):
+            checkpoints.save(step, {"step": jnp.int32(step)}, float(step))
+    (folder / "2").rename(folder / "7")
+    with Checkpoints.for_training(folder) as checkpoints:
+        assert restore_newest(checkpoints, expected)["step"] == 4
+    assert "it was renamed: it holds step 2" in capsys.readouterr().err
+
+
 def test_a_stray_folder_does_not_count_as_a_checkpoint(folder, capsys):
     (folder / "99999").mkdir()
     with Checkpoints.for_training(folder) as checkpoints:
