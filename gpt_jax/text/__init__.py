@@ -6,7 +6,7 @@ access is one download in corpus.py. Read tokens.py first, then windows.py: the 
 function of (seed, step).
 """
 
-from gpt_jax.text.corpus import Corpus, absolute_source, load_corpus
+from gpt_jax.text.corpus import NO_CORPUS, Corpus, absolute_source, load_corpus
 from gpt_jax.text.shards import Tokens
 from gpt_jax.text.text_stream import TextStream
 from gpt_jax.text.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer
@@ -16,9 +16,10 @@ from gpt_jax.text.tokenizer_file import (
     make_tokenizer,
     save_tokenizer,
 )
-from gpt_jax.text.tokens import encoded, new_tokens, vocabulary_size
+from gpt_jax.text.tokens import encoded, new_tokens, no_tokens, vocabulary_size
 
 __all__ = [
+    "NO_CORPUS",
     "BPETokenizer",
     "ByteTokenizer",
     "CharTokenizer",
@@ -30,11 +31,13 @@ __all__ = [
     "absolute_source",
     "bpe",
     "corpus",
+    "derivation",
     "encoded",
     "load_corpus",
     "load_tokenizer",
     "make_tokenizer",
     "new_tokens",
+    "no_tokens",
     "play",
     "preparation",
     "save_tokenizer",

@@ -37,6 +37,7 @@ TINY_SHAKESPEARE_BYTES = 1_115_394
 TIMEOUT_SECONDS = 10
 ATTEMPTS = 3
 NAMES = ("tinyshakespeare", "builtin")
+NO_CORPUS = "no corpus"  # data.corpus of a tuned run that has none, directly or by its origin.
 INPUTS = ("/dev/stdin", "/dev/fd/", "/proc/")  # These name another text in every process.
 
 # What a folder as corpus leaves out: folders of systems and programs, by name or ending ...
@@ -86,7 +87,7 @@ def absolute_source(source: str) -> str:
 
     Raises UserError as `absolute`.
     """
-    return source if source in NAMES else str(absolute(source))
+    return source if source in (*NAMES, NO_CORPUS) else str(absolute(source))
 
 
 def _tiny_shakespeare() -> str:

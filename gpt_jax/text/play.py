@@ -30,6 +30,7 @@ Node: TypeAlias = "str | tuple[Node, ...] | Choice"  # A text, a sequence, or a 
 class Choice:
     """One of `nodes`; the k-th has probability weights[k] / sum(weights)."""
 
+    name: str
     weights: tuple[int, ...]
     nodes: tuple[Node, ...]
 
@@ -62,7 +63,7 @@ def read(rules: str, known: Mapping[str, Node]) -> dict[str, Node]:
             weight, text = group.split(" ", 1)
             alternatives = text.split() if kind == ":" else [text]
             pairs += ((int(weight), phrase(alternative, nodes)) for alternative in alternatives)
-        nodes[name] = Choice(*zip(*pairs, strict=True))
+        nodes[name] = Choice(name, *zip(*pairs, strict=True))
     return nodes
 
 
@@ -208,8 +209,8 @@ def compose() -> Choice:
     for _, name, favourite, interests, farewell in SPEAKERS:
         rules = f"favourite = 1 {favourite}\nfarewell = 1 {farewell}{TALK}"
         talks = tuple(read(rules, topic)["talk"] for topic in topics)
-        speakers.append((name, ":\n", Choice(tuple(map(int, interests)), talks)))
-    return Choice(tuple(weight for weight, *_ in SPEAKERS), tuple(speakers))
+        speakers.append((name, ":\n", Choice("topic", tuple(map(int, interests)), talks)))
+    return Choice("speaker", tuple(weight for weight, *_ in SPEAKERS), tuple(speakers))
 
 
 SPEECH = compose()

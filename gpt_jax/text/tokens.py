@@ -2,9 +2,11 @@
 
 import sys
 
+import numpy as np
+
 from gpt_jax.config import DataConfig
 from gpt_jax.text import shards
-from gpt_jax.text.corpus import Corpus, DownloadError, load_corpus
+from gpt_jax.text.corpus import NO_CORPUS, Corpus, DownloadError, load_corpus
 from gpt_jax.text.shards import Tokens
 from gpt_jax.text.tokenizer import Tokenizer
 from gpt_jax.text.tokenizer_file import make_tokenizer
@@ -16,6 +18,11 @@ def new_tokens(data: DataConfig) -> Tokens:
         return shards.load(data)
     corpus = _load_or_play(data.corpus)
     return encoded(corpus, _new_tokenizer(data, corpus.text))
+
+
+def no_tokens(tokenizer: Tokenizer) -> Tokens:
+    """What a run without a corpus has: a tokenizer, and no ids."""
+    return Tokens(NO_CORPUS, "", tokenizer, np.zeros(0, np.uint8))
 
 
 def encoded(corpus: Corpus, tokenizer: Tokenizer) -> Tokens:
