@@ -38,21 +38,28 @@ class BatchLayout:
     rows_per_device: int
     sharding: NamedSharding
 
-    def place(self, windows_NW: np.ndarray, rows_B: np.ndarray | None = None) -> jax.Array:
-        """The windows of a batch on the devices, shape (A, M, W), int32.
+    def place(self, rows: Any, rows_B: np.ndarray | None = None) -> Any:
+        """The rows of a batch on the devices, shape (A, M, ...); integers become int32.
 
-        Row b of the batch goes to position divmod(b, M). Each process reads only the windows of its
-        own devices, so `windows_NW` may be a view into more text than fits into memory.
+        Row b of the batch goes to position divmod(b, M). Each process reads only the rows of its
+        own devices, so an array may be a view into more text than fits into memory.
 
         Args:
-          rows_B: which of the N windows make the batch. None = all of them in order; then N = B.
+          rows: an array (N, ...), or a dictionary of such arrays.
+          rows_B: which of the N rows make the batch. None = all of them in order; then N = B.
         """
-        shape = (self.microbatches, self.rows, windows_NW.shape[-1])
-        rows_AM = (np.arange(len(windows_NW)) if rows_B is None else rows_B).reshape(shape[:2])
+        count = len(jax.tree.leaves(rows)[0])
+        chosen_B = np.arange(count) if rows_B is None else rows_B
+        chosen_AM = chosen_B.reshape(self.microbatches, self.rows)
+        return jax.tree.map(lambda array: self._place_array(array, chosen_AM), rows)
+
+    def _place_array(self, array: np.ndarray, chosen_AM: np.ndarray) -> jax.Array:
+        dtype = np.float32 if array.dtype.kind == "f" else np.int32
 
         def local(index: Any) -> np.ndarray:
-            return windows_NW[rows_AM[index[:2]]].astype(np.int32)
+            return array[chosen_AM[index[:2]]].astype(dtype)
 
+        shape = (*chosen_AM.shape, *array.shape[1:])
         return jax.make_array_from_callback(shape, self.sharding, local)
 
 

@@ -20,6 +20,7 @@ from gpt_jax.model.layers import einsum
 # save, and none shorter than 128, which would not be worth its compile time.
 MAX_QUERY_BLOCKS, MIN_QUERY_BLOCK = 4, 128
 ROTARY_BASE = 10_000.0
+MASKED = -1e30
 MAX_SITES = 1 << 16  # Above any site of a model: each block of queries has a mask of its own.
 
 
@@ -28,7 +29,7 @@ def rotate(x_BTHD: Array, start: Array | int) -> Array:
 
     Scores then depend only on the distance between query and key (Su et al., 2021). Pair i is
     (i, i + D/2), as in GPT-NeoX and Llama. Its angle is position / ROTARY_BASE^(2 i / D); the first
-    position is `start`.
+    position is `start`. Only distances count, so padding in front of a row changes nothing.
 
     Returns: shape (B, T, H, D); D must be even.
     """
@@ -151,18 +152,26 @@ _block_attention.defvjp(_block_attention_forward, _block_attention_backward)
 
 
 def cached_attention(
-    q_NTD: Array, k_NSD: Array, v_NSD: Array, start: Array, groups: int = 1
+    q_NTD: Array,
+    k_NSD: Array,
+    v_NSD: Array,
+    start: Array,
+    groups: int = 1,
+    first_N: Array | int = 0,
 ) -> Array:
     """`causal_attention` over a KV cache.
 
     Args:
       q_NTD: queries of T / groups positions from `start` on, for each of `groups` heads in turn.
         These heads share their keys and values.
+      first_N: earlier positions are padding, which is not read.
 
     Returns: shape (N, T, D).
     """
     scores_NTS = jnp.einsum("ntd,nsd->nts", q_NTD * q_NTD.shape[-1] ** -0.5, k_NSD)
     positions_T = start + jnp.tile(jnp.arange(q_NTD.shape[1] // groups), groups)
-    visible_TS = jnp.arange(k_NSD.shape[1]) <= positions_T[:, None]
-    weights_NTS = jax.nn.softmax(jnp.where(visible_TS, scores_NTS, -jnp.inf))
+    places_S, first_N11 = jnp.arange(k_NSD.shape[1]), jnp.reshape(first_N, (-1, 1, 1))
+    visible_NTS = (places_S >= first_N11) & (places_S <= positions_T[:, None])
+    # A finite bound: a query in the padding sees nothing, and its weights must not be NaN.
+    weights_NTS = jax.nn.softmax(jnp.where(visible_NTS, scores_NTS, MASKED))
     return jnp.einsum("nts,nsd->ntd", weights_NTS, v_NSD)

@@ -84,7 +84,9 @@ class Attention(nn.Module):
             q, k = rotate(q, start), rotate(k, start)
         return q, k, v
 
-    def decode(self, x_BTC: Array, cache: KeysValues, start: Array) -> tuple[Array, KeysValues]:
+    def decode(
+        self, x_BTC: Array, cache: KeysValues, start: Array, first_B: Array | int = 0
+    ) -> tuple[Array, KeysValues]:
         """Writes the keys and values of x into the cache at `start`; attends over the cache."""
         q_BHTD, k_BHTD, v_BHTD = (x.swapaxes(1, 2) for x in self._heads(x_BTC, start))
         rows, _, time, width = k_BHTD.shape
@@ -93,7 +95,8 @@ class Attention(nn.Module):
         )
         k_NSD = lax.dynamic_update_slice_in_dim(cache[0], k_NTD, start, axis=1)
         v_NSD = lax.dynamic_update_slice_in_dim(cache[1], v_NTD, start, axis=1)
-        y_NTD = cached_attention(q_NTD, k_NSD, v_NSD, start, self.groups)
+        first_N = jnp.repeat(first_B, self.config.kv_heads) if isinstance(first_B, Array) else 0
+        y_NTD = cached_attention(q_NTD, k_NSD, v_NSD, start, self.groups, first_N)
         y_BTC = y_NTD.reshape(q_BHTD.shape).swapaxes(1, 2).reshape(rows, time, -1)
         return self._project(y_BTC), (k_NSD, v_NSD)
 
@@ -144,8 +147,10 @@ class Block(nn.Module):
         x_BTC = x_BTC + constrain(self.attn(self.ln_1(x_BTC), keys_B, site), None)
         return x_BTC + constrain(self.mlp(self.ln_2(x_BTC), keys_B, site + 2), None)
 
-    def decode(self, x_BTC: Array, cache: KeysValues, start: Array) -> tuple[Array, KeysValues]:
+    def decode(
+        self, x_BTC: Array, cache: KeysValues, start: Array, first_B: Array | int = 0
+    ) -> tuple[Array, KeysValues]:
         """The block without dropout, for tokens that follow those in its cache. See GPT.decode."""
-        y_BTC, cache = self.attn.decode(self.ln_1(x_BTC), cache, start)
+        y_BTC, cache = self.attn.decode(self.ln_1(x_BTC), cache, start, first_B)
         x_BTC = x_BTC + y_BTC
         return x_BTC + self.mlp(self.ln_2(x_BTC), None, 0), cache

@@ -71,7 +71,9 @@ class GPT(nn.Module):
 
         return self._logits(run_blocks(self.config, self.h, run, e_BTC))
 
-    def decode(self, tokens_BT: Array, cache: Cache, start: Array) -> tuple[Array, Cache]:
+    def decode(
+        self, tokens_BT: Array, cache: Cache, start: Array, first_B: Array | int = 0
+    ) -> tuple[Array, Cache]:
         """Logits after each of T tokens at the positions from `start` on, and the new cache.
 
         Equals `__call__` at these positions up to rounding if the cache holds the tokens before
@@ -82,23 +84,29 @@ class GPT(nn.Module):
           tokens_BT: ids below vocab_size; start + T is at most block_size.
           cache: from `init_cache` or from the previous call.
           start: int32 scalar.
+          first_B: where each row begins; what is before is padding. 0 = no padding.
 
         Returns: float32 logits, shape (B, T, V), and the cache including the new tokens.
         """
-        e_BTC = x_BTC = self._embed(tokens_BT, start)
+        e_BTC = x_BTC = self._embed(tokens_BT, start, first_B)
         new = []
         for block, keys_values in zip(self.h, cache, strict=True):
-            x_BTC, keys_values = block.decode(self._stream(x_BTC, e_BTC), keys_values, start)
+            x_BTC, keys_values = block.decode(
+                self._stream(x_BTC, e_BTC), keys_values, start, first_B
+            )
             new.append(keys_values)
         return self._logits(x_BTC), tuple(new)
 
-    def _embed(self, tokens_BT: Array, start: Array | int) -> Array:
+    def _embed(self, tokens_BT: Array, start: Array | int, first_B: Array | int = 0) -> Array:
         # Gathered along `embed` first. A look-up in a table sharded along it makes XLA copy the
         # activations to all devices ("involuntary full rematerialization").
         table_VC = nn.with_logical_constraint(self.wte.embedding, ("vocab", None))
         x_BTC = jnp.take(table_VC, tokens_BT, axis=0)
         if self.config.position == "learned":
             size = tokens_BT.shape[1]
+            if isinstance(first_B, Array):
+                places_BT = start + jnp.arange(size) - first_B[:, None]
+                return x_BTC + jnp.take(self.wpe.embedding, jnp.maximum(places_BT, 0), axis=0)
             x_BTC = x_BTC + lax.dynamic_slice_in_dim(self.wpe.embedding, start, size)
         return x_BTC
 
