@@ -3,6 +3,7 @@
     run = gpt_jax.load("runs/tiny")
     print(run.generate("ROMEO:", max_new_tokens=200))
     print(run.loss("To be, or not to be"))
+    print(gpt_jax.load("runs/tuned").answer("Let ZEBEDEE speak of the sea."))
 
 Needs only the run's folder: no corpus, no flags. The model is on the first device. If there are
 more devices, they share the samples of a batch.
@@ -14,7 +15,7 @@ import dataclasses
 import functools
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -46,6 +47,9 @@ from gpt_jax.text.windows import evaluation_windows
 from gpt_jax.training.memory import check_sampling, check_windows
 from gpt_jax.training.state import abstract_state
 from gpt_jax.training.step import token_losses
+from gpt_jax.tuning import Answer
+from gpt_jax.tuning.answers import ROWS_AT_ONCE, answer_all
+from gpt_jax.tuning.template import USER, Template, Turn
 
 WINDOWS_AT_ONCE = 8
 
@@ -63,14 +67,16 @@ def load(folder: str | os.PathLike[str], step: str | int = "best") -> "TrainedMo
       UserError: if there is no such run or checkpoint, or if it cannot be read.
     """
     workdir = absolute(Path(folder))
-    config = existing_record(workdir).config
+    record = existing_record(workdir)
+    config, template = record.config, record.template and Template.from_dict(record.template)
     tokenizer = matching_tokenizer(workdir, config)
     alone = make_mesh(MeshConfig(), own_devices()[:1])
     abstract = abstract_state(config, alone)
     saved, params = restore_for_reading(workdir / "checkpoints", str(step), abstract)
     model, params = unrolled(config.model, params)
     config = dataclasses.replace(config, model=model)
-    return TrainedModel(workdir, config, tokenizer, params, saved.step, saved.val_loss)
+    found = saved.step, saved.val_loss, template or None
+    return TrainedModel(workdir, config, tokenizer, params, *found)
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -97,6 +103,7 @@ class TrainedModel:
       params: float32 arrays under GPT-2's names, unrolled.
       step: finished updates.
       val_loss: validation loss at that step, in nats per token; inf = unknown.
+      template: how an instruction becomes text, for a tuned run; None for others.
     """
 
     workdir: Path
@@ -105,6 +112,7 @@ class TrainedModel:
     params: Any = dataclasses.field(repr=False)
     step: int
     val_loss: float
+    template: Template | None = None
 
     @property
     def described_loss(self) -> str:
@@ -186,6 +194,89 @@ class TrainedModel:
         ids = encode_prompt(self.tokenizer, chosen.prompt)
         texts = [TextStream(self.tokenizer, stop) for _ in range(num_samples)]
         return self._pieces(chosen, ids, texts, seed, piece)
+
+    def answer(self, instruction: str, **options: Any) -> str:
+        """The answer of a tuned run to an instruction.
+
+        `options` are `generate`'s, without `stop`. Raises UserError as `generate`, and for a run
+        that was not tuned or an instruction that leaves no room for an answer.
+        """
+        return "".join(self.stream_answer(instruction, **options))
+
+    def stream_answer(
+        self, instruction: str, *, seed: int = 0, piece: int = 0, **options: Any
+    ) -> Iterator[str]:
+        """Yields what `answer` returns while it is drawn. See `stream`."""
+        [ids] = self._instruction_ids([instruction])
+        chosen = self._answer_config(options)
+        # An answer ends where the window is full: the instruction would leave it otherwise.
+        room = self.config.model.block_size - len(ids)
+        chosen = dataclasses.replace(chosen, max_new_tokens=min(chosen.max_new_tokens, room))
+        checked("seed", seed, int, INT32)
+        checked("piece", piece, int, NOT_NEGATIVE)
+        texts = [TextStream(self.tokenizer, self._tuned_template.end)]
+        return (text for [text] in self._pieces(chosen, ids, texts, seed, piece))
+
+    def answers(self, instructions: Sequence[str], **options: Any) -> list[str]:
+        """The answers to many instructions, drawn together. The first equals `answer`'s.
+
+        Raises UserError as `answer`.
+        """
+        groups = self.answer_groups(instructions, 1, **options)
+        return [answer.text for [answer] in groups]
+
+    @pinned_settings()
+    def answer_groups(
+        self, instructions: Sequence[str], size: int, *, seed: int = 0, **options: Any
+    ) -> list[list[Answer]]:
+        """`size` answers to each of many instructions, with whether they ended by themselves.
+
+        Raises UserError as `answer`.
+        """
+        checked("seed", seed, int, INT32)
+        chosen = self._answer_config(options)
+        prompts = self._instruction_ids(instructions)
+        rows = min(len(prompts) * size, ROWS_AT_ONCE)
+        devices = jax.local_devices() if rows > 1 else self._devices
+        check_sampling(self.config.model, rows, devices)
+        params = self._params_everywhere if rows > 1 else self.params
+        mesh, end_ids = make_mesh(MeshConfig(), devices), self._end_ids
+        return answer_all(
+            self.config.model, self.tokenizer, mesh, params, prompts, end_ids, chosen, size, seed
+        )  # fmt: skip
+
+    def _instruction_ids(self, instructions: Sequence[str]) -> list[np.ndarray]:
+        """The instructions in the run's template. Raises UserError for one that has no room."""
+        texts = [checked("instruction", text, str, ANY) for text in instructions]
+        found = [
+            self._tuned_template.prompt_ids(self.tokenizer, (Turn(USER, text),)) for text in texts
+        ]
+        longest, window = max(map(len, found), default=0), self.config.model.block_size
+        if longest >= window:
+            raise UserError(
+                f"an instruction has {longest} tokens, which leaves no room for an answer in a "
+                f"window of {window}: give a shorter one"
+            )
+        return found
+
+    @property
+    def _tuned_template(self) -> Template:
+        if self.template is None:
+            raise UserError(
+                f"{self.workdir} was not tuned to answer: use a tuned run (docs/tuning.md), or "
+                "give a prompt to complete"
+            )
+        return self.template
+
+    @property
+    def _end_ids(self) -> np.ndarray:
+        """The ids that end an answer."""
+        return self._tuned_template.end_ids(self.tokenizer)
+
+    def _answer_config(self, options: Mapping[str, Any]) -> SampleConfig:
+        chosen = self.sample_config("", **options)
+        checked("max_new_tokens", chosen.max_new_tokens, int, POSITIVE)
+        return chosen
 
     def _pieces(
         self, chosen: SampleConfig, ids: np.ndarray, texts: list[TextStream], seed: int, piece: int

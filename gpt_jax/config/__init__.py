@@ -21,6 +21,7 @@ from gpt_jax.config.sections import (
     OptimizerConfig,
     SampleConfig,
     TrainConfig,
+    TuneConfig,
 )
 from gpt_jax.config.setting import (
     ALLOWED,
@@ -52,6 +53,7 @@ __all__ = [
     "OptimizerConfig",
     "SampleConfig",
     "TrainConfig",
+    "TuneConfig",
     "UserError",
     "automatic_settings",
     "check_field",

@@ -19,13 +19,17 @@ from gpt_jax.config.sections import (
     OptimizerConfig,
     SampleConfig,
     TrainConfig,
+    TuneConfig,
 )
 from gpt_jax.config.setting import FREE, Section
 from gpt_jax.errors import UserError
 
 SECTIONS: dict[str, Any] = {
     cls.SECTION: cls
-    for cls in (GPTConfig, DataConfig, OptimizerConfig, TrainConfig, SampleConfig, MeshConfig)
+    for cls in (
+        *(GPTConfig, DataConfig, OptimizerConfig, TrainConfig),
+        *(TuneConfig, SampleConfig, MeshConfig),
+    )
 }
 
 DEFAULT_WARMUP = OptimizerConfig().warmup_steps
@@ -72,6 +76,7 @@ class Config:
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    tune: TuneConfig = dataclasses.field(default_factory=TuneConfig)
     sample: SampleConfig = dataclasses.field(default_factory=SampleConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
 

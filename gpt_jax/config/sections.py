@@ -1,4 +1,4 @@
-"""All settings in six groups: the name, default, range and meaning of each.
+"""All settings in seven groups: the name, default, range and meaning of each.
 
 The defaults are here and nowhere else. Together they are the tutorial's model, `configs/tiny.py`.
 No jax.
@@ -14,6 +14,7 @@ from gpt_jax.config.setting import (
     FILLED,
     FIXED,
     FREE,
+    GROUP,
     INSIDE_ONE,
     INT32,
     NOT_NEGATIVE,
@@ -201,6 +202,44 @@ class TrainConfig(Section, name="train"):
         "the run stops after this many steps in a row with a loss or gradient that is not finite",
         on_resume=FREE,
     )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class TuneConfig(Section, name="tune"):
+    """What is optimised. All but `objective=language` is tuning: docs/tuning.md."""
+
+    objective: str = setting(
+        "language", one_of("language", "instructions", "preferences", "rewards"),
+        "language = the next token of the corpus; instructions = answers (SFT); preferences = "
+        "chosen over rejected answers (DPO); rewards = a score of drawn answers (GRPO)",
+        on_resume=FIXED,
+    )  # fmt: skip
+    data: str = setting("", ANY, "a file or glob of JSON lines")
+    task: str = setting("", one_of("", "play", "sums"), "a built-in task", on_resume=FIXED)
+    template: str = setting(
+        "", ANY,
+        "how prompts and answers become text: play, paragraph, line, chatml, alpaca, or a JSON "
+        "file; empty = as in the run it begins from, or the task's, or else chatml for byte pairs "
+        "and play for characters and bytes",
+        on_resume=FIXED,
+    )  # fmt: skip
+    mask_prompt: bool = setting(True, ANY, "instructions: only answers are learned, not prompts")
+    beta: float = setting(0.1, POSITIVE, "preferences: how closely the reference is kept to")
+    chosen_weight: float = setting(
+        0.0, NOT_NEGATIVE, "preferences: weight of the chosen answer's own loss; 0 = DPO"
+    )
+    reward: str = setting("", ANY, "rewards: path:function, instead of the task's judge")
+    group_size: int = setting(8, GROUP, "rewards: answers per prompt; divides train.batch_size")
+    answer_tokens: int = setting(256, POSITIVE, "rewards: tokens of the longest answer")
+    divisor: str = setting(
+        "constant", one_of("constant", "tokens", "sequence"),
+        "rewards: a token counts 1 / (answers x answer_tokens), 1 / (tokens of all answers), or "
+        "1 / (answers x tokens of its answer)",
+    )  # fmt: skip
+    standardize: bool = setting(False, ANY, "rewards: divide advantages by their group's deviation")
+    clip: float = setting(0.2, INSIDE_ONE, "rewards: bound of p / p_old around 1")
+    updates: int = setting(1, POSITIVE, "rewards: updates for every answer that is drawn")
+    kl_weight: float = setting(0.0, NOT_NEGATIVE, "rewards: weight of KL(policy, reference)")
 
 
 @dataclasses.dataclass(frozen=True)

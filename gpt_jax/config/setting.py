@@ -34,6 +34,7 @@ INT32 = Rule("0 to 2**31 - 1", lambda x: 0 <= x <= MAX_INT)
 TOKENIZER = Rule("char, byte, bpe, or a path to a tokenizer.json or its folder", FILLED.holds)
 # The tokenizer's trainer reserves memory for the size at once: 1 GB for 2**24.
 BPE_SIZE = Rule("257 (the bytes and the end-of-text token) to 2**24", lambda x: 257 <= x <= 2**24)
+GROUP = Rule("2 or more: answers are compared within their group", lambda x: x >= 2)
 REST_OR_POSITIVE = Rule("above 0, or -1 for the rest", lambda x: x > 0 or x == -1)
 
 

@@ -14,7 +14,7 @@ def section_rows(section: str) -> list[Row]:
     return [
         (
             f"{section}.{field.name}",
-            str(field.default),
+            str(field.default) or '""',
             field.metadata["rule"].text,
             field.metadata["meaning"],
             on_resume(f"{section}.{field.name}"),

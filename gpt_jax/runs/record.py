@@ -47,6 +47,8 @@ class Record:
         parameters.
       init_step: step of the other run's checkpoint; None for GPT-2's weights.
       init_sha256: hash of what was read; empty in a record of an older version.
+      template: how a prompt becomes text for a tuned run; None for others.
+      data_sha256: hash of the files that `tune.data` named; empty without it.
       has_digests: whether config.json holds digests; a record of an older version does not.
     """
 
@@ -59,6 +61,8 @@ class Record:
     init_from: str = ""
     init_step: int | None = None
     init_sha256: str = ""
+    template: dict[str, Any] | None = None
+    data_sha256: str = ""
     has_digests: bool = dataclasses.field(default=True, compare=False)
 
 
@@ -181,6 +185,8 @@ def _parse_record(content: Any) -> Record:
         changes=tuple(map(dict, content.get("changes", ()))),  # Older runs have none.
         init_from=checked("init_from", content.get("init_from", ""), str, ANY),
         init_step=None if step is None else checked("init_step", step, int, NOT_NEGATIVE),
+        template=content.get("template"),
+        data_sha256=checked("data_sha256", content.get("data_sha256", ""), str, ANY),
         init_sha256=checked("init_sha256", content.get("init_sha256", ""), str, ANY),
         has_digests=bool(checked("digests", content.get("digests", {}), dict, ANY)),
     )
@@ -201,6 +207,8 @@ def write_record(workdir: Path, record: Record, tokenizer: Tokenizer) -> None:
         "init_from": record.init_from,
         "init_step": record.init_step,
         "init_sha256": record.init_sha256,
+        "template": record.template,
+        "data_sha256": record.data_sha256,
         "versions": {name: metadata.version(name) for name in PACKAGES},
     }
     try:

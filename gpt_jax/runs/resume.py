@@ -26,6 +26,7 @@ from gpt_jax.runs.record import (
     write_record,
 )
 from gpt_jax.text import (
+    NO_CORPUS,
     Corpus,
     Tokens,
     absolute_kind,
@@ -33,6 +34,7 @@ from gpt_jax.text import (
     encoded,
     load_corpus,
     make_tokenizer,
+    no_tokens,
     shards,
 )
 
@@ -156,6 +158,8 @@ def same_tokens(config: Config, record: Record, workdir: Path) -> Tokens:
       UserError: if it cannot be read, or is another one than the run began with.
     """
     source = config.data.corpus
+    if source == record.config.data.corpus == NO_CORPUS:
+        return no_tokens(matching_tokenizer(workdir, record.config))
     try:
         found = _read(source)
     except UserError as error:

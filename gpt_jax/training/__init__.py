@@ -17,6 +17,7 @@ __all__ = [
     "loop",
     "meeting",
     "memory",
+    "objective",
     "optimizer",
     "pictures",
     "plan",

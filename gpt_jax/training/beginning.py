@@ -10,6 +10,7 @@ import jax
 from gpt_jax.config import Config, GPTConfig
 from gpt_jax.devices import processes
 from gpt_jax.errors import UserError
+from gpt_jax.files import absolute
 from gpt_jax.runs import (
     RECORD_FILES,
     Record,
@@ -22,6 +23,7 @@ from gpt_jax.runs.checkpoints import Checkpoints
 from gpt_jax.runs.recovery import restore_newest
 from gpt_jax.training.finish import sample_path
 from gpt_jax.training.origin import BEST, Origin, open_origin, read_origin, recorded_origin
+from gpt_jax.training.reference import keep_reference
 from gpt_jax.training.run import Run
 from gpt_jax.training.state import TrainState, init_state, init_state_from
 
@@ -65,6 +67,8 @@ def open_run(
 def _read_folder(
     config: Config, workdir: Path, resume_allow: Sequence[str], init_from: str, init_step: str
 ) -> Opened:
+    if config.tune.data:
+        config = config.with_values("tune", data=str(absolute(config.tune.data)))
     record = read_record(workdir)
     if record is None or _never_began(workdir):
         origin = open_origin(Path(init_from), init_step) if init_from else None
@@ -105,7 +109,7 @@ def check_same_origin(record: Record, workdir: Path, init_from: str, init_step: 
 
 
 def configured(config: Config, origin: Origin | None) -> Config:
-    """`config` with the shape and the tokenizer of what the run begins from.
+    """`config` with the shape and the tokenizer of what the run begins from; its text, if tuned.
 
     Settings at their default follow it; others must agree with it, except the tokenizer, which may
     lie elsewhere.
@@ -115,6 +119,8 @@ def configured(config: Config, origin: Origin | None) -> Config:
     """
     if origin is None:
         return config
+    if config.tune.objective != "language" and config.data.corpus == Config().data.corpus:
+        config = config.with_values("data", corpus=origin.corpus or config.data.corpus)
     return _following(config, origin.model, origin.tokenizer, origin.folder)
 
 
@@ -145,7 +151,7 @@ def first_state(run: Run, checkpoints: Checkpoints, opened: Opened) -> TrainStat
       UserError: if no checkpoint is intact, or the run is already past `train.steps`.
     """
     restored: TrainState | None = restore_newest(checkpoints, run.abstract)
-    state = restored or _new_state(run, opened.origin)
+    state = restored or _kept(run, _new_state(run, opened.origin))
     step, steps = int(state.step), run.config.train.steps
     if step > steps:
         raise UserError(
@@ -163,3 +169,10 @@ def _new_state(run: Run, origin: Origin | None) -> TrainState:
         return jax.block_until_ready(init_state(run.config, run.abstract))
     params = read_origin(origin, run.config, run.abstract, run.layout.sharding.mesh)
     return jax.block_until_ready(init_state_from(run.config, run.abstract, params))
+
+
+def _kept(run: Run, state: TrainState) -> TrainState:
+    """The state before the first update, after its parameters are kept if they must be."""
+    if run.objective.needs_reference:
+        keep_reference(run.workdir, state)
+    return state

@@ -17,9 +17,9 @@ from rich.progress import BarColumn, Progress, TextColumn
 from gpt_jax.errors import note
 
 LABEL_WIDTH = 10
-HEADINGS = ("step", "training loss", "validation loss", "tokens/s", "elapsed", "left")
+HEADINGS = ("step", "training {0}", "validation {0}", "tokens/s", "elapsed", "left")
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # All but tab and line feed.
-WIDTHS = (9, 13, 15, 9, 8, 10)  # With two spaces between columns: under 80 characters.
+WIDTHS = (7, 15, 17, 9, 8, 10)  # With two spaces between columns: under 80 characters.
 
 
 class RunConsole(Console):
@@ -98,7 +98,7 @@ def short_path(path: str | Path, width: int) -> str:
 
 
 def table_line(cells: Sequence[str]) -> str:
-    """A line of the table of losses: the values under `HEADINGS`."""
+    """A line of the table of losses or rewards: the values under `HEADINGS`."""
     return "  ".join(f"{cell:>{width}}" for cell, width in zip(cells, WIDTHS, strict=True))
 
 

@@ -21,11 +21,9 @@ def check_steps(run: Run, checkpoints: Checkpoints, step: int, state: TrainState
     """Raises UserError after `train.max_skipped` steps in a row that were not finite."""
     most, skipped = run.config.train.max_skipped, int(state.skipped_in_a_row)
     if skipped >= most:
-        offsets = run.batch_offsets(step - 1)
         _end(
             f"{skipped} steps in a row up to step {step} had a loss or a gradient that is not "
-            f"finite (train.max_skipped = {most}); the windows of the last step began at tokens "
-            f"{', '.join(map(str, offsets[:8]))}{', ...' if len(offsets) > 8 else ''}",
+            f"finite (train.max_skipped = {most}); {run.objective.describe(step - 1)}",
             checkpoints,
             step,
             state,

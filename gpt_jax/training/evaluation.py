@@ -12,9 +12,10 @@ import jax
 
 from gpt_jax.config import Config, MeshConfig
 from gpt_jax.devices import hardware, pinned_settings, start_devices
+from gpt_jax.errors import UserError
 from gpt_jax.runs import existing_record
 from gpt_jax.runs.recovery import restore_for_reading
-from gpt_jax.text import absolute_source
+from gpt_jax.text import NO_CORPUS, absolute_source
 from gpt_jax.text.windows import evaluation_windows
 from gpt_jax.training.run import Run, prepare
 
@@ -51,6 +52,11 @@ def evaluate(workdir: Path, which: str, corpus: str = "") -> Evaluation:
     workdir = workdir.absolute()
     record = existing_record(workdir)
     config = record.config
+    if config.data.corpus == NO_CORPUS:
+        raise UserError(
+            f"{workdir} was tuned without a corpus, so there is no text to evaluate it on: give "
+            "--task to judge its answers"
+        )
     if corpus:
         config = config.with_values("data", corpus=absolute_source(corpus))
     devices = start_devices(MeshConfig(), config.train.batch_size)
@@ -72,7 +78,7 @@ def _fitted(config: Config, devices: list[jax.Device]) -> Config:
 
 
 def _evaluation(run: Run, params: Any, step: int) -> Evaluation:
-    loss = run.evaluate(params)
+    loss = run.corpus_loss(params)
     return Evaluation(
         step=step,
         corpus=run.config.data.corpus,

@@ -5,17 +5,18 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from gpt_jax.devices import processes
 from gpt_jax.files import replacing
 from gpt_jax.model import unrolled
 from gpt_jax.runs import read_record
-from gpt_jax.sampling import encode_prompt, known_prompt, stream
+from gpt_jax.sampling import stream
+from gpt_jax.text import TextStream
 from gpt_jax.training.display import short_path
 from gpt_jax.training.log import read_metrics
 from gpt_jax.training.monitor import Monitor
-from gpt_jax.training.pictures import draw_loss_curve
+from gpt_jax.training.objective import Prompt
+from gpt_jax.training.pictures import draw_loss_curve, draw_panels
 from gpt_jax.training.run import Run
 from gpt_jax.training.state import TrainState
 from gpt_jax.training.stopping import Stopper
@@ -37,8 +38,8 @@ def finish(run: Run, state: TrainState, monitor: Monitor, stopper: Stopper) -> N
         estimate = run.tutorial_estimate(state.evaluated)
     _draw_curve(run)
     _print_loss(run, monitor, estimate)
-    prompt = known_prompt(run.tokenizer, run.config.sample.prompt)
-    if prompt != run.config.sample.prompt:
+    prompt = run.objective.prompt()
+    if not (prompt.text or run.config.sample.prompt == ""):
         monitor.say("note: the vocabulary lacks a character of sample.prompt: no prompt is used")
     with monitor.doing("sampling"):
         text = _sample(run, processes.gathered(state.evaluated), prompt, stopper)
@@ -53,16 +54,22 @@ def finish(run: Run, state: TrainState, monitor: Monitor, stopper: Stopper) -> N
 @processes.on_first
 def _draw_curve(run: Run) -> None:
     entries, picture = read_metrics(run.workdir / "metrics.jsonl"), run.workdir / "loss.png"
-    draw_loss_curve(entries, run.config, picture, run.workdir.name, run.source_loss())
+    if run.is_tuned:
+        draw_panels(entries, run.objective.panels, picture, run.workdir.name)
+    else:
+        draw_loss_curve(entries, run.config, picture, run.workdir.name, run.source_loss())
 
 
 @processes.on_first
 def _print_loss(run: Run, monitor: Monitor, estimate: float | None) -> None:
     entries = read_metrics(run.workdir / "metrics.jsonl") or [{}]  # Its lines may be damaged.
-    loss = entries[-1].get("val/loss")
-    loss = math.nan if loss is None else loss  # JSON has no NaN.
-    bits = f"{run.bits_per_byte(loss):.4f} bits per byte"
-    rows = [("result", f"validation loss {loss:.4f} nats per token, {bits}")]
+    name = run.objective.shown[0]
+    value = entries[-1].get(f"val/{name}")
+    value = math.nan if value is None else value  # JSON has no NaN.
+    result = f"validation {name} {value:.4f}"
+    if not run.is_tuned:
+        result += f" nats per token, {run.bits_per_byte(value):.4f} bits per byte"
+    rows = [("result", result)]
     if estimate is not None:
         rows.append(("", f"tutorial_estimate {estimate:.4f}, comparable only with the tutorial's"))
     rows.append(("curve", short_path(run.workdir / "loss.png", 60)))
@@ -73,18 +80,17 @@ def _print_loss(run: Run, monitor: Monitor, estimate: float | None) -> None:
 
 
 @processes.on_first
-def _sample(run: Run, params: Any, prompt: str, stopper: Stopper) -> str:
+def _sample(run: Run, params: Any, prompt: Prompt, stopper: Stopper) -> str:
     """The prompt and its continuation, on one device. Ends early if asked to stop."""
     c = run.config
-    ids = encode_prompt(run.tokenizer, prompt)
     model, params = unrolled(c.model, jax.device_put(params, run.device))
-    tokens = [np.zeros(0, np.int32)]
+    text, stream_of_text = prompt.text, TextStream(run.tokenizer, prompt.stop)
     vocab_size = run.tokenizer.vocab_size
-    for [new] in stream(model, params, ids, c.sample, c.train.seed, n_tokens=vocab_size):
-        if stopper.signum:
+    for [new] in stream(model, params, prompt.ids, c.sample, c.train.seed, n_tokens=vocab_size):
+        text += stream_of_text.add(new)
+        if stopper.signum or stream_of_text.stopped:
             break
-        tokens.append(new)
-    return prompt + run.tokenizer.decode(np.concatenate(tokens))
+    return text + stream_of_text.add([], final=True)
 
 
 @processes.on_first

@@ -21,6 +21,7 @@ from gpt_jax.training.divergence import check_arrays, check_steps
 from gpt_jax.training.finish import finish
 from gpt_jax.training.meeting import ending_together
 from gpt_jax.training.monitor import Monitor
+from gpt_jax.training.objective import LANGUAGE, Maker
 from gpt_jax.training.origin import BEST
 from gpt_jax.training.run import Run, prepare
 from gpt_jax.training.state import TrainState
@@ -28,6 +29,8 @@ from gpt_jax.training.step import Metrics
 from gpt_jax.training.stopping import ALREADY_FINISHED, FINISHED, Stop, Stopped, Stopper
 from gpt_jax.training.summary import introduce, stand_in
 from gpt_jax.training.tensorboard import check_installed, event_files
+
+Figures = dict[str, float]
 
 
 @pinned_settings()
@@ -39,6 +42,7 @@ def train(
     stopper: Stopper | None = None,
     init_from: str = "",
     init_step: str = BEST,
+    maker: Maker = LANGUAGE,
 ) -> Stop:
     """Trains to the last step, from the newest checkpoint in `workdir` if there is one.
 
@@ -48,6 +52,7 @@ def train(
       stopper: can ask the run to stop early.
       init_from: absolute folder that a new run begins from: another run, or GPT-2's weights.
       init_step: which checkpoint of the other run: best, latest or the number of a step.
+      maker: of what the run optimises; must be that of `config.tune.objective`.
 
     Returns: why training ended. The state at that moment is saved.
 
@@ -63,14 +68,15 @@ def train(
     if opened.is_finished:
         return ALREADY_FINISHED
     devices = start_devices(opened.config.mesh, opened.config.train.batch_size)
-    run = prepare(opened.config, workdir, opened.record, devices, opened.origin)
+    run = prepare(opened.config, workdir, opened.record, devices, opened.origin, maker)
     with Checkpoints.for_training(workdir / "checkpoints") as checkpoints, ending_together():
         state = first_state(run, checkpoints, opened)
         step, c = int(state.step), run.config.train
         with event_files(workdir, step, tensorboard and processes.is_first()) as listener:
             monitor = Monitor(
                 workdir, step, c, run.tokens_per_step, listener=listener,
-                bits_per_byte=run.bits_per_byte,
+                bits_per_byte=None if run.is_tuned else run.bits_per_byte,
+                shown=run.objective.shown,
             )  # fmt: skip
             introduce(run, state, monitor)
             return Loop(run, checkpoints, monitor, stopper or Stopper()).finish_run(state)
@@ -113,23 +119,23 @@ class Loop:
 
         If training only makes the weights worse, this stays the best checkpoint.
         """
-        val_loss = self.evaluate(state)
-        self.monitor.record_beginning(val_loss)
-        self.save(0, state, val_loss)
+        figures = self.evaluate(state)
+        self.monitor.record_beginning(figures)
+        self.save(0, state, figures["loss"])
         self.checkpoints.confirm(0)
 
     def evaluate_if_missing(self, state: TrainState) -> None:
         """Evaluates the state that a run resumes from, if the run stopped before that was done."""
         step, c = int(state.step), self.run.config.train
         if _is_due(step, c.eval_every, c.steps) and self.monitor.lacks_evaluation(step):
-            val_loss = self.evaluate(state)
-            self.monitor.add_evaluation(step, val_loss)
-            self.checkpoints.add_loss(step, val_loss)
+            figures = self.evaluate(state)
+            self.monitor.add_evaluation(step, figures)
+            self.checkpoints.add_loss(step, figures["loss"])
 
     def run_steps(self, state: TrainState) -> TrainState:
         """Trains to the last step. Returns the final state."""
         for step in range(int(state.step), self.run.config.train.steps):
-            state, metrics = self.run.train_step(state, self.run.batch(step))
+            state, metrics = self.run.train_step(state, self.run.objective.batch(step, state))
             self.after_step(step + 1, state, metrics)
         return state
 
@@ -145,13 +151,14 @@ class Loop:
             check_steps(self.run, self.checkpoints, step, state)
         self.monitor.step_done(step)
         with self.monitor.pause():
-            val_loss = self.evaluate_unless_stopped(state) if evaluates else None
+            figures = self.evaluate_unless_stopped(state) if evaluates else None
             if logs:
-                self.monitor.record(step, metrics, val_loss)
+                self.monitor.record(step, metrics, figures)
             # Several processes agree by a message, which must not hold up an accelerator.
-            stop = self.stopper.poll() if waits or not processes.several() else None
+            may_stop = self.run.objective.may_stop(step) and (waits or not processes.several())
+            stop = self.stopper.poll() if may_stop else None
             if saves or stop:
-                self.save(step, state, val_loss)
+                self.save(step, state, figures["loss"] if figures else None)
         if stop or step == c.steps:
             self.checkpoints.confirm(step)
         if stop:
@@ -174,13 +181,13 @@ class Loop:
             self.monitor.flush()  # The log is never behind a checkpoint.
             self.checkpoints.save(step, state, val_loss)
 
-    def evaluate(self, state: TrainState) -> float:
-        """The validation loss in nats per token."""
+    def evaluate(self, state: TrainState) -> Figures:
+        """The figures of an evaluation; `loss` is the validation loss, in nats per token."""
         with self.monitor.doing("evaluating"):
             return self.run.evaluate(state.evaluated, self.stopper.check)
 
-    def evaluate_unless_stopped(self, state: TrainState) -> float | None:
-        """The validation loss; None if asked to stop first. The resumed run then evaluates."""
+    def evaluate_unless_stopped(self, state: TrainState) -> Figures | None:
+        """The same; None if asked to stop first. The resumed run then evaluates."""
         try:
             return self.evaluate(state)
         except Stopped:

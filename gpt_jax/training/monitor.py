@@ -5,7 +5,7 @@ log.py writes the log, clock.py measures, display.py shows.
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,11 @@ def still_due(step: int, every: int, last: int) -> int:
     return last // every - step // every + (last % every != 0 and step < last)
 
 
+def _key(metric: str) -> str:
+    """The key of the log under which a metric of the training step stands."""
+    return "train/loss" if metric == "loss" else metric
+
+
 class Monitor:
     """Writes a run's log and shows its progress, with a bar inside `with monitor.bar`."""
 
@@ -40,17 +45,19 @@ class Monitor:
         now: Callable[[], float] = time.perf_counter,
         listener: Callable[[Mapping[str, Any]], None] = lambda entry: None,
         bits_per_byte: Callable[[float], float] | None = None,
+        shown: Sequence[str] = ("loss",),
     ) -> None:
         """Continues the log in `workdir` after `step`; `listener` gets every entry, too.
 
         `bits_per_byte` converts a validation loss in nats per token; None = it is not logged.
+        `shown`: metrics beside the bar; the first is also in the table.
         """
         self._log = MetricsLog(workdir / "metrics.jsonl", step, processes.is_first())
         self._clock = Clock(self._log.elapsed_s, now)
         self._config, self._tokens_per_step, self._listener = config, tokens_per_step, listener
-        self._bits_per_byte = bits_per_byte
+        self._bits_per_byte, self._shown = bits_per_byte, shown
         self._step, self._doing = step, "compiling"
-        self._loss = self._speed = ""
+        self._metrics = self._speed = ""
         self._last_line_s = -math.inf
         self._console = console or RunConsole()
         self.bar, self.pause = make_bar(self._console), self._clock.pause
@@ -82,10 +89,12 @@ class Monitor:
         """Prints labels and their texts in two columns."""
         self.say(facts(rows, self._console.width))
 
-    def record(self, step: int, metrics: Mapping[str, Any], val_loss: float | None) -> None:
+    def record(
+        self, step: int, metrics: Mapping[str, Any], figures: Mapping[str, float] | None
+    ) -> None:
         """Writes a line of the log and shows it.
 
-        `metrics` come from step.py. `val_loss`: in nats per token; None without an evaluation.
+        `metrics` come from step.py. `figures`: of an evaluation, see `Run.evaluate`; None without.
         """
         speed = self._clock.lap_steps_per_s()
         entry = {
@@ -95,17 +104,18 @@ class Monitor:
             "grad_norm": float(metrics["grad_norm"]),
             "tokens_per_s": speed and round(speed * self._tokens_per_step),
             "elapsed_s": round(self._clock.elapsed_s, 3),
+            **{name: float(value) for name, value in metrics.items() if name not in NO_STEP},
         }
-        if val_loss is not None:
-            entry |= self._evaluated(val_loss)
+        if figures is not None:
+            entry |= self._evaluated(figures)
         self._log.append(entry)
         self._listener(entry)
         self._show(entry)
 
-    def record_beginning(self, val_loss: float) -> None:
+    def record_beginning(self, figures: Mapping[str, float]) -> None:
         """Writes the first line of the log, for step 0, if a run evaluates before it trains."""
         self._log.drop_after(-1)  # Lines of a run that was killed before its first checkpoint.
-        self.record(0, NO_STEP, val_loss)
+        self.record(0, NO_STEP, figures)
 
     def flush(self) -> None:
         """Waits until the log is on the disk."""
@@ -118,19 +128,20 @@ class Monitor:
         return step > 0 and (last["step"] < step or "val/loss" not in last)
 
     @processes.on_first
-    def add_evaluation(self, step: int, val_loss: float) -> None:
-        """Writes the validation loss of `step` into the last line of the log, or a new line.
+    def add_evaluation(self, step: int, figures: Mapping[str, float]) -> None:
+        """Writes the evaluation of `step` into the last line of the log, or a new line.
 
         The log has no line of `step` if the run was stopped between two lines.
         """
         if self._log.last["step"] < step:
-            return self.record(step, NO_STEP, val_loss)
-        self._listener(self._log.extend_last(**self._evaluated(val_loss)))
+            return self.record(step, NO_STEP, figures)
+        self._listener(self._log.extend_last(**self._evaluated(figures)))
 
-    def _evaluated(self, val_loss: float) -> dict[str, float]:
+    def _evaluated(self, figures: Mapping[str, float]) -> dict[str, float]:
         """What a line of the log says about an evaluation."""
-        bits = {"val/bits_per_byte": self._bits_per_byte(val_loss)} if self._bits_per_byte else {}
-        return {"val/loss": val_loss, **bits}
+        convert = self._bits_per_byte
+        bits = {"val/bits_per_byte": convert(figures["loss"])} if convert else {}
+        return {f"val/{name}": float(value) for name, value in figures.items()} | bits
 
     def _left(self) -> str:
         """The time left, in words."""
@@ -142,7 +153,7 @@ class Monitor:
     def _status(self) -> str:
         """The text beside the bar."""
         parts = [f"step {self._step:,}/{self._config.steps:,}"]
-        parts.append(self._loss if self._doing == "training" else self._doing)
+        parts.append(self._metrics if self._doing == "training" else self._doing)
         if self._doing != "compiling" and self._step < self._config.steps:
             parts.append(f"{self._left()} left")
         if self._doing == "training":
@@ -155,7 +166,8 @@ class Monitor:
     def _show(self, entry: Mapping[str, Any]) -> None:
         """Updates the bar; prints evaluations and, without a bar, a line after a silence."""
         if not math.isnan(entry["lr"]):
-            self._loss = f"loss {entry['train/loss']:.4f}"
+            pairs = [(name.split("/")[-1], entry[_key(name)]) for name in self._shown]
+            self._metrics = "  ".join(f"{name} {value:.4f}" for name, value in pairs)
         if entry["tokens_per_s"]:
             self._speed = f"{entry['tokens_per_s']:,} tokens/s"
         self._update_bar()
@@ -163,16 +175,17 @@ class Monitor:
         is_silent = silence_s > SILENCE_SECONDS and not self._console.is_terminal
         if "val/loss" in entry or is_silent:
             if self._last_line_s == -math.inf:
-                self.say(table_line(HEADINGS))
+                self.say(table_line([text.format(self._shown[0]) for text in HEADINGS]))
             self.say(table_line(self._cells(entry)))
             self._last_line_s = entry["elapsed_s"]
 
     def _cells(self, entry: Mapping[str, Any]) -> list[str]:
-        """A line of the table of losses."""
-        val, speed = entry.get("val/loss"), entry["tokens_per_s"]
+        """A line of the table."""
+        name = self._shown[0]
+        val, speed = entry.get(f"val/{name}"), entry["tokens_per_s"]
         return [
             f"{entry['step']:,}",
-            "-" if math.isnan(entry["lr"]) else f"{entry['train/loss']:.4f}",
+            "-" if math.isnan(entry["lr"]) else f"{entry[_key(name)]:.4f}",
             "-" if val is None else f"{val:.4f}",
             f"{speed:,}" if speed else "-",
             duration(entry["elapsed_s"]),

@@ -29,6 +29,8 @@ class Origin:
       sha256: hash of what is read; empty in a record of an older version.
       model: its shape.
       tokenizer: the value of data.tokenizer that gives its tokenizer.
+      corpus: the value of data.corpus of the run; empty for GPT-2's weights.
+      template: how a prompt becomes text, if the run was tuned; None if it was not.
     """
 
     folder: str
@@ -36,6 +38,8 @@ class Origin:
     sha256: str
     model: GPTConfig
     tokenizer: str
+    corpus: str
+    template: dict[str, Any] | None = None
 
 
 def open_origin(folder: Path, which: str = BEST) -> Origin:
@@ -60,10 +64,12 @@ def _is_run(folder: Path) -> bool:
 
 
 def _open_run(folder: Path, which: str) -> Origin:
-    config = existing_record(folder).config
+    record = existing_record(folder)
+    config = record.config
     matching_tokenizer(folder, config)
     step, sha256 = find_for_reading(folder, which)
-    return Origin(str(folder), step, sha256, config.model, str(folder / "tokenizer.json"))
+    tokenizer, corpus = str(folder / "tokenizer.json"), config.data.corpus
+    return Origin(str(folder), step, sha256, config.model, tokenizer, corpus, record.template)
 
 
 def _open_weights(folder: Path, which: str) -> Origin:
@@ -73,7 +79,7 @@ def _open_weights(folder: Path, which: str) -> Origin:
             f"--init_step={which} chooses a checkpoint of a run, but {folder} holds GPT-2's "
             "weights: leave it out"
         )
-    return Origin(str(folder), None, weights.digest(), weights.config, str(folder))
+    return Origin(str(folder), None, weights.digest(), weights.config, str(folder), "")
 
 
 def recorded_origin(record: Record) -> Origin | None:
@@ -82,7 +88,7 @@ def recorded_origin(record: Record) -> Origin | None:
         return None
     c = record.config
     found = record.init_from, record.init_step, record.init_sha256
-    return Origin(*found, c.model, c.data.tokenizer)
+    return Origin(*found, c.model, c.data.tokenizer, c.data.corpus)
 
 
 def read_origin(

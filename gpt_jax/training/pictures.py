@@ -55,6 +55,16 @@ SETTINGS: Any = {
 }
 NAMES = {"tinyshakespeare": "Tiny Shakespeare", "builtin": "the built-in play"}
 CAPTIONS = {"training": "training loss (thin, averaged)", "validation": "validation loss (thick)"}
+METRICS = {
+    "train/loss": "training loss",
+    "val/loss": "validation loss",
+    "val/corpus_loss": "loss on the corpus, nats per token",
+    "reward": "training reward",
+    "val/reward": "validation reward",
+    "kl": "KL from the reference, nats per token",
+    "rewards/chosen": "reward of chosen answers",
+    "rewards/rejected": "reward of rejected answers",
+}
 POINTS = 150  # Of all training curves in a picture. More is fuzz, and large files.
 CROWD = 6  # More runs than this are compared without their training losses.
 
@@ -117,6 +127,28 @@ def draw_comparison(runs: Mapping[str, Entries], path: Path, unit: str = "nats p
         _place_labels(right, labels)
         title = f"{len(runs)} runs" if len(runs) > 1 else "".join(runs)
         _write_title(figure, title, "validation loss" if is_crowd else _caption(CAPTIONS))
+
+
+def draw_panels(entries: Entries, panels: Sequence[Sequence[str]], path: Path, name: str) -> None:
+    """Draws metrics of a tuned run against steps into a PNG file, a panel for each group of keys.
+
+    The first panel is what was optimised. A panel without figures is left out.
+    """
+    found = [[key for key in keys if points(entries, "step", key)] for keys in panels]
+    found = [keys for keys in found if keys] or [[]]
+    with _saved_figure(path, 4.4 * len(found), 4.2) as figure:
+        figure.subplots_adjust(left=0.2 / len(found), right=0.98, top=0.74, bottom=0.13, wspace=0.2)
+        for n, keys in enumerate(found):
+            axes = figure.add_subplot(1, len(found), n + 1)
+            for key, look in zip(keys, LOOKS, strict=False):
+                curve = curves.averaged(points(entries, "step", key), POINTS)
+                marker = "o" if len(curve) < CROWD else ""
+                label = METRICS.get(key, key)
+                looks: dict[str, Any] = {"lw": 2, "ms": 4, **look}
+                axes.plot(*zip(*curve, strict=True), marker=marker, label=label, **looks)
+            _finish(axes, "training steps", "not optimised" if n else "optimised")
+            axes.legend(frameon=False, fontsize=9) if keys else None
+        _write_title(figure, name, "tuning")
 
 
 @contextmanager

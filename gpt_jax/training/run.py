@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,36 +13,35 @@ from gpt_jax.devices import BatchLayout, hardware, make_batch_layout, make_mesh,
 from gpt_jax.errors import UserError
 from gpt_jax.runs import Record, same_tokens, write_record
 from gpt_jax.text import (
+    NO_CORPUS,
     CharTokenizer,
     Tokenizer,
     Tokens,
     absolute_kind,
     corpus,
+    make_tokenizer,
     new_tokens,
+    no_tokens,
     play,
     vocabulary_size,
     windows,
 )
 from gpt_jax.training.memory import check_run
+from gpt_jax.training.objective import LANGUAGE, Maker, Objective, Parts, Poll
 from gpt_jax.training.origin import Origin
-from gpt_jax.training.state import TrainState, abstract_state
-from gpt_jax.training.step import EvalStep, TrainStep, jit_eval_step, jit_train_step, mean_loss
+from gpt_jax.training.reference import read_reference
+from gpt_jax.training.state import abstract_state
+from gpt_jax.training.step import TrainStep, jit_eval_step, jit_train_step, mean_loss
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class Run(Parts):
     """A run ready to train."""
 
-    config: Config  # Resolved: no choice is left to the program.
     workdir: Path
-    tokenizer: Tokenizer
-    train_tokens: np.ndarray  # Ids of the training text: the beginning of the corpus.
-    val_tokens: np.ndarray  # Ids of the validation text: its end.
-    layout: BatchLayout  # How a batch lies on the devices.
-    abstract: TrainState  # Shapes, dtypes and shardings of the state.
     origin: Origin | None  # What the run began from; None = random parameters.
-    train_step: TrainStep  # Jitted, as `eval_step`.
-    eval_step: EvalStep
+    objective: Objective
+    train_step: TrainStep  # Jitted.
 
     @property
     def device(self) -> jax.Device:
@@ -55,26 +53,17 @@ class Run:
         """Tokens in the batch of one update."""
         return self.config.train.batch_size * self.config.model.block_size
 
-    def batch_offsets(self, step: int) -> np.ndarray:
-        """Where the windows of the batch after `step` updates begin, shape (B,)."""
-        n_tokens, block_size = len(self.train_tokens), self.config.model.block_size
-        c = self.config.train
-        return windows.batch_offsets(n_tokens, block_size, c.batch_size, c.seed, step)
+    @property
+    def is_tuned(self) -> bool:
+        """Whether its objective is not pre-training."""
+        return self.config.tune.objective != "language"
 
-    def batch(self, step: int) -> jax.Array:
-        """The batch after `step` updates, on the devices: shape (A, M, W)."""
-        windows_NW = windows.all_windows(self.train_tokens, self.config.model.block_size)
-        batch_AMW = self.layout.place(windows_NW, self.batch_offsets(step))
-        windows.release(self.train_tokens)
-        return batch_AMW
-
-    def evaluate(self, params: Any, poll: Callable[[], None] = lambda: None) -> float:
-        """Mean loss over all disjoint windows of the validation text, in nats per token.
-
-        `poll` is called before every batch and may raise.
-        """
-        windows_NW = windows.evaluation_windows(self.val_tokens, self.config.model.block_size)
-        return mean_loss(self.eval_step, params, windows_NW, self.layout, poll)
+    def evaluate(self, params: Any, poll: Poll = lambda: None) -> dict[str, float]:
+        """The figures of the objective, and of a tuned run also the loss on its corpus."""
+        figures = self.objective.evaluate(params, poll)
+        if self.is_tuned and len(self.val_tokens):
+            figures["corpus_loss"] = self.corpus_loss(params, poll)
+        return figures
 
     def tutorial_estimate(self, params: Any) -> float | None:
         """The tutorial's estimate of the validation loss, in nats per character.
@@ -82,7 +71,7 @@ class Run:
         It uses 1600 windows at the beginning of the validation text. None if tokens are not
         characters: there is nothing to compare it with, and a GPT-2 on a CPU takes an hour for it.
         """
-        if not isinstance(self.tokenizer, CharTokenizer):
+        if not isinstance(self.tokenizer, CharTokenizer) or self.is_tuned:
             return None
         windows_NW = windows.tutorial_windows(self.val_tokens, self.config.model.block_size)
         return mean_loss(self.eval_step, params, windows_NW, self.layout)
@@ -98,7 +87,7 @@ class Run:
 
     def source_loss(self) -> float | None:
         """Nats per character of the play's own grammar on the validation text; None for others."""
-        is_play = self.config.data.corpus == "builtin"
+        is_play = self.config.data.corpus == "builtin" and not self.is_tuned
         return play.source_loss(len(self.train_tokens)) if is_play else None
 
 
@@ -108,6 +97,7 @@ def prepare(
     record: Record | None,
     devices: list[jax.Device],
     origin: Origin | None = None,
+    maker: Maker = LANGUAGE,
 ) -> Run:
     """Arranges the devices, reads the text, makes all choices and, for a new run, records them.
 
@@ -116,21 +106,38 @@ def prepare(
       record: of a run to resume; None for a new run.
       devices: from `start_devices`.
       origin: what a new run begins from; None = random parameters.
+      maker: what the run optimises.
 
     Raises:
       UserError: if a corpus, layout or folder cannot be used, or processes differ.
     """
     mesh = make_mesh(config.mesh, devices)
     layout = make_batch_layout(config, mesh)
-    tokens = _load_tokens(config, workdir, record)
-    parts = windows.split(tokens.ids, config.data.val_fraction, config.model.block_size)
+    own = maker.tokenizer if record is None else None
+    tokens = _load_tokens(config, workdir, record, own)
+    train_tokens, val_tokens = _split(tokens, config)
     if origin:
         _check_rows(config, tokens.tokenizer.vocab_size, origin.folder)
+        if record is None:
+            _check_tokenizer(origin, tokens)
     resolved = resolve(config, tokens.source, tokens.tokenizer.vocab_size, layout)
     found = [tokens.sha256, tokens.tokenizer.to_dict(), resolved.model.matmul_dtype]
     processes.check_same("the text, or what the hardware has (model.matmul_dtype),", found)
     abstract = abstract_state(resolved, mesh)
     processes.on_all(check_run)(resolved, abstract, layout, trains=record is None)
+    parts = Parts(
+        config=resolved,
+        tokenizer=tokens.tokenizer,
+        train_tokens=train_tokens,
+        val_tokens=val_tokens,
+        layout=layout,
+        abstract=abstract,
+        eval_step=jit_eval_step(resolved, abstract, layout),
+        reference=functools.cache(lambda: read_reference(workdir, abstract)),
+        template=record.template if record else None,
+        origin_template=origin.template if origin else None,
+    )
+    objective = maker.make(parts)
     if record is None:
         new = Record(
             config=resolved,
@@ -141,20 +148,29 @@ def prepare(
             init_from=origin.folder if origin else "",
             init_step=origin.step if origin else None,
             init_sha256=origin.sha256 if origin else "",
+            template=objective.template,
+            data_sha256=objective.data_sha256,
         )
         processes.on_first(write_record)(workdir, new, tokens.tokenizer)
+    elif objective.data_sha256 and record.data_sha256 not in ("", objective.data_sha256):
+        raise UserError(
+            f"{config.tune.data} is not the data with which the run in {workdir} began: restore "
+            "it, or start a new run with another --workdir"
+        )
     return Run(
-        config=resolved,
+        **vars(parts),
         workdir=workdir,
-        tokenizer=tokens.tokenizer,
-        train_tokens=parts[0],
-        val_tokens=parts[1],
-        layout=layout,
-        abstract=abstract,
         origin=origin,
-        train_step=jit_train_step(resolved, abstract, layout),
-        eval_step=jit_eval_step(resolved, abstract, layout),
+        objective=objective,
+        train_step=jit_train_step(resolved, abstract, layout, objective.losses),
     )
+
+
+def _split(tokens: Tokens, config: Config) -> tuple[np.ndarray, np.ndarray]:
+    """Training tokens and validation tokens; both empty for a run without a corpus."""
+    if tokens.source == NO_CORPUS:
+        return tokens.ids, tokens.ids
+    return windows.split(tokens.ids, config.data.val_fraction, config.model.block_size)
 
 
 def _check_rows(config: Config, vocab_size: int, folder: str) -> None:
@@ -167,12 +183,34 @@ def _check_rows(config: Config, vocab_size: int, folder: str) -> None:
         )
 
 
+def _check_tokenizer(origin: Origin, tokens: Tokens) -> None:
+    """Raises UserError if a new run would read other ids than the run it begins from.
+
+    GPT-2's folders may hold no tokenizer, so they are not checked.
+    """
+    if origin.step is None:
+        return
+    if make_tokenizer(origin.tokenizer, (), 0).to_dict() != tokens.tokenizer.to_dict():
+        raise UserError(
+            f"the tokenizer of {tokens.source} is not that of the run in {origin.folder}, so its "
+            "weights would mean nothing: leave out --config.data.tokenizer, or prepare the corpus "
+            f"with --tokenizer={origin.tokenizer}"
+        )
+
+
 @processes.on_all
-def _load_tokens(config: Config, workdir: Path, record: Record | None) -> Tokens:
-    """The corpus as ids; a run that resumes must find the corpus it began with."""
-    if record is None:
-        return new_tokens(config.data)
-    return same_tokens(config, record, workdir)
+def _load_tokens(
+    config: Config, workdir: Path, record: Record | None, tokenizer: Tokenizer | None
+) -> Tokens:
+    """The corpus as ids; a run that resumes must find the corpus it began with.
+
+    `tokenizer`: of a new run without a corpus; None for all others.
+    """
+    if record is not None:
+        return same_tokens(config, record, workdir)
+    if tokenizer is None and config.data.corpus == NO_CORPUS:  # As the run from which it begins.
+        tokenizer = make_tokenizer(config.data.tokenizer, (), 0)
+    return new_tokens(config.data) if tokenizer is None else no_tokens(tokenizer)
 
 
 def model_vocabulary_size(config: Config) -> int:

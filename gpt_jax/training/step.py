@@ -1,8 +1,10 @@
-"""One update of the parameters, and the loss of validation windows: pure functions, jitted.
+"""One update of the parameters, and the loss of validation rows: pure functions, jitted.
 
     loss, gradients = mean over microbatches;  updates = optax(gradients);  params += updates
 
-Shapes: A microbatches one after another, M windows in each, B = A M windows of a batch, W = T + 1
+A row of a batch is a window of text; tuning has rows of its own, and losses of its own.
+
+Shapes: A microbatches one after another, M rows in each, B = A M rows of a batch, W = T + 1
 tokens of a window (see text/windows.py), V vocabulary. Losses are in nats per token.
 """
 
@@ -23,8 +25,10 @@ from gpt_jax.training.optimizer import make_optimizer, make_schedule
 from gpt_jax.training.state import TrainState, state_shardings
 
 Metrics = dict[str, Array]
-TrainStep = Callable[[TrainState, Array], tuple[TrainState, Metrics]]
-EvalStep = Callable[[Any, Array], Array]
+TrainStep = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
+EvalStep = Callable[[Any, Any], Array]
+# The loss of every row of a microbatch, shape (M,), and metrics of every row.
+RowLosses = Callable[[GPT, Any, Any, Array | None], tuple[Array, Metrics]]
 
 
 def token_losses(model: GPT, params: Any, windows_BW: Array, keys_B: Array | None = None) -> Array:
@@ -33,9 +37,11 @@ def token_losses(model: GPT, params: Any, windows_BW: Array, keys_B: Array | Non
     return optax.softmax_cross_entropy_with_integer_labels(logits_BTV, windows_BW[:, 1:])
 
 
-def window_losses(model: GPT, params: Any, windows_BW: Array, keys_B: Array | None = None) -> Array:
+def window_losses(
+    model: GPT, params: Any, windows_BW: Array, keys_B: Array | None = None
+) -> tuple[Array, Metrics]:
     """Mean cross-entropy of each window in nats per token, shape (B,). Keys turn dropout on."""
-    return token_losses(model, params, windows_BW, keys_B).mean(-1)
+    return token_losses(model, params, windows_BW, keys_B).mean(-1), {}
 
 
 def row_keys(key: Array, step: Array, a: int, m: int) -> Array:
@@ -46,34 +52,36 @@ def row_keys(key: Array, step: Array, a: int, m: int) -> Array:
 
 
 def mean_loss_and_grads(
-    model: GPT, params: Any, batch_AMW: Array, keys_AM: Array
-) -> tuple[Array, Any]:
+    losses: RowLosses, model: GPT, params: Any, batch: Any, keys_AM: Array
+) -> tuple[tuple[Array, Metrics], Any]:
     """Mean loss of a batch and its gradient: gradient accumulation over microbatches.
 
     Sums are float32 and divided once. On a CPU this is cache blocking; on a GPU it saves memory.
 
     Args:
-      batch_AMW: ids, int32.
-      keys_AM: a typed key per window, see `row_keys`.
+      batch: arrays (A, M, ...): what `losses` takes, for A microbatches.
+      keys_AM: a typed key per row, see `row_keys`.
 
-    Returns: the loss, a scalar in nats per token, and a tree like `params`.
+    Returns: the mean loss and the means of the metrics, scalars, and a tree like `params`.
     """
 
-    def loss_fn(params: Any, windows_MW: Array, keys_M: Array) -> Array:
-        return window_losses(model, params, windows_MW, keys_M).mean()
+    def mean_losses(params: Any, rows: Any, keys_M: Array) -> tuple[Array, Metrics]:
+        losses_M, metrics = losses(model, params, rows, keys_M)
+        return losses_M.mean(), jax.tree.map(jnp.mean, metrics)
 
-    def add_microbatch(total: Any, microbatch: tuple[Array, Array]) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, jax.value_and_grad(loss_fn)(params, *microbatch)), None
+    def add_microbatch(total: Any, microbatch: tuple[Any, Array]) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, loss_and_grads(params, *microbatch)), None
 
-    zeros = jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)
-    total, _ = lax.scan(add_microbatch, zeros, (batch_AMW, keys_AM))
-    loss, grads = jax.tree.map(lambda x: x / len(batch_AMW), total)
-    return loss, grads
+    loss_and_grads = jax.value_and_grad(mean_losses, has_aux=True)
+    first = jax.tree.map(lambda x: x[0], (batch, keys_AM))
+    zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(loss_and_grads, params, *first))
+    total, _ = lax.scan(add_microbatch, zeros, (batch, keys_AM))
+    return cast(Any, jax.tree.map(lambda x: x / len(keys_AM), total))
 
 
 def mean_loss_and_grads_over(
-    mesh: Mesh, model: GPT, params: Any, batch_AMW: Array, keys_AM: Array
-) -> tuple[Array, Any]:
+    mesh: Mesh, losses: RowLosses, model: GPT, params: Any, batch: Any, keys_AM: Array
+) -> tuple[tuple[Array, Metrics], Any]:
     """`mean_loss_and_grads` of the whole batch, with its rows spread over the devices of `mesh`.
 
     The compiler would sum gradients over the devices after every microbatch. Where each device has
@@ -83,16 +91,16 @@ def mean_loss_and_grads_over(
     """
     if mesh.shape["data"] < mesh.size:
         with activations_over(mesh, model.config):
-            return mean_loss_and_grads(model, params, batch_AMW, keys_AM)
+            return mean_loss_and_grads(losses, model, params, batch, keys_AM)
 
-    def local(params: Any, batch_AMW: Array, keys_AM: Array) -> tuple[Array, Any]:
-        return lax.pmean(mean_loss_and_grads(model, params, batch_AMW, keys_AM), "data")
+    def local(params: Any, batch: Any, keys_AM: Array) -> tuple[tuple[Array, Metrics], Any]:
+        return lax.pmean(mean_loss_and_grads(losses, model, params, batch, keys_AM), "data")
 
     whole, rows = PartitionSpec(), PartitionSpec(None, "data")
     over_devices = jax.shard_map(
         local, mesh=mesh, in_specs=(whole, rows, rows), out_specs=whole, check_vma=False
     )
-    return over_devices(params, batch_AMW, keys_AM)
+    return over_devices(params, batch, keys_AM)
 
 
 def averaged(decay: float, state: TrainState, params: Any) -> Any:
@@ -124,19 +132,22 @@ def apply_if_finite(
     )
 
 
-def make_train_step(config: Config, mesh: Mesh) -> TrainStep:
-    """The pure function `train_step(state, batch_AMW) -> (state, metrics)`.
+def make_train_step(config: Config, mesh: Mesh, losses: RowLosses = window_losses) -> TrainStep:
+    """The pure function `train_step(state, batch) -> (state, metrics)`.
 
-    Metrics are scalars: `loss` in nats per token, `grad_norm` before clipping, `lr` of this update.
+    The batch is what `losses` takes, with leading axes (A, M). Metrics are scalars: `loss` in nats
+    per token, `grad_norm` before clipping, `lr` of this update, and those of `losses`.
     """
     model, optimizer, schedule = GPT(config.model), make_optimizer(config), make_schedule(config)
 
-    def train_step(state: TrainState, batch_AMW: Array) -> tuple[TrainState, Metrics]:
-        keys_AM = row_keys(state.key, state.step, *batch_AMW.shape[:2])
-        loss, grads = mean_loss_and_grads_over(mesh, model, state.params, batch_AMW, keys_AM)
+    def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        keys_AM = row_keys(state.key, state.step, *jax.tree.leaves(batch)[0].shape[:2])
+        (loss, more), grads = mean_loss_and_grads_over(
+            mesh, losses, model, state.params, batch, keys_AM
+        )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = {
+        metrics = more | {
             "loss": loss,
             "grad_norm": optax.tree.norm(grads),
             # The optimizer counts only its own updates; a skipped step is not one.
@@ -150,28 +161,32 @@ def make_train_step(config: Config, mesh: Mesh) -> TrainStep:
     return train_step
 
 
-def jit_train_step(config: Config, abstract: TrainState, layout: BatchLayout) -> TrainStep:
+def jit_train_step(
+    config: Config, abstract: TrainState, layout: BatchLayout, losses: RowLosses = window_losses
+) -> TrainStep:
     """`make_train_step`, jitted: the state sharded and donated, the batch in its layout."""
     shardings, mesh = state_shardings(abstract), cast(Mesh, layout.sharding.mesh)
     return jax.jit(
-        make_train_step(config, mesh),
+        make_train_step(config, mesh, losses),
         in_shardings=(shardings, layout.sharding),
         out_shardings=(shardings, NamedSharding(mesh, PartitionSpec())),
         donate_argnums=0,
     )
 
 
-def jit_eval_step(config: Config, abstract: TrainState, layout: BatchLayout) -> EvalStep:
-    """The function `eval_step(params, batch_AMW) -> losses_AM`, without dropout, jitted.
+def jit_eval_step(
+    config: Config, abstract: TrainState, layout: BatchLayout, losses: RowLosses = window_losses
+) -> EvalStep:
+    """The function `eval_step(params, batch) -> losses_AM`, without dropout, jitted.
 
-    Each loss is the mean of a window in nats per token. Parameters are sharded as in training;
-    every device gets all losses.
+    Each loss is that of a row in nats per token. Parameters are sharded as in training; every
+    device gets all losses.
     """
     model, mesh = GPT(config.model), cast(Mesh, layout.sharding.mesh)
 
-    def eval_step(params: Any, batch_AMW: Array) -> Array:
+    def eval_step(params: Any, batch: Any) -> Array:
         with activations_over(mesh, config.model):
-            return lax.map(lambda windows_MW: window_losses(model, params, windows_MW), batch_AMW)
+            return lax.map(lambda rows: losses(model, params, rows, None)[0], batch)
 
     return jax.jit(
         eval_step,
@@ -183,25 +198,25 @@ def jit_eval_step(config: Config, abstract: TrainState, layout: BatchLayout) -> 
 def mean_loss(
     eval_step: EvalStep,
     params: Any,
-    windows_NW: np.ndarray,
+    rows: Any,
     layout: BatchLayout,
     poll: Callable[[], None] = lambda: None,
 ) -> float:
-    """Mean loss over all N windows in nats per token, summed in float64.
+    """Mean loss over all rows, such as windows (N, W), in nats per token, summed in float64.
 
-    Evaluates one batch of windows at a time. The last batch is filled up with windows that are not
+    Evaluates one batch of rows at a time. The last batch is filled up with rows that are not
     counted. Waits for each batch, as CPU devices require (see training/loop.py).
 
     Args:
       eval_step: from `jit_eval_step`.
       poll: called before each batch; may raise.
     """
-    batch_size = layout.microbatches * layout.rows
+    batch_size, count = layout.microbatches * layout.rows, len(jax.tree.leaves(rows)[0])
     losses = []
-    for first in range(0, len(windows_NW), batch_size):
+    for first in range(0, count, batch_size):
         poll()
-        rows = np.arange(first, min(first + batch_size, len(windows_NW)))
-        batch_AMW = layout.place(windows_NW, np.resize(rows, batch_size))
-        losses_AM = jax.block_until_ready(eval_step(params, batch_AMW))
-        losses.append(np.asarray(losses_AM).reshape(-1)[: len(rows)])
+        chosen = np.arange(first, min(first + batch_size, count))
+        batch = layout.place(rows, np.resize(chosen, batch_size))
+        losses_AM = jax.block_until_ready(eval_step(params, batch))
+        losses.append(np.asarray(losses_AM).reshape(-1)[: len(chosen)])
     return float(np.concatenate(losses).mean(dtype=np.float64))

@@ -14,11 +14,10 @@ from gpt_jax.training.state import TrainState
 
 def introduce(run: Run, state: TrainState, monitor: Monitor) -> None:
     """Prints what will be trained on what, and where a resumed run continues."""
-    c, tokens = run.config, f"{len(run.train_tokens):,} tokens to train"
+    c = run.config
     rows = [
         ("model", _model(run, state)),
-        ("text", short_path(c.data.corpus, 70)),
-        ("", f"{tokens}, {len(run.val_tokens):,} to validate"),
+        *(_tuning(run) if run.is_tuned else _text(run)),
         ("tokens", f"{short_path(c.data.tokenizer, 50)}, vocabulary {c.model.vocab_size:,}"),
         ("steps", _steps(run)),
         *([("", _warmup(c))] if c.is_warmup_shortened else []),
@@ -41,6 +40,24 @@ def stand_in(record: Record | None) -> str:
     )
 
 
+def _text(run: Run) -> list[tuple[str, str]]:
+    tokens = f"{len(run.train_tokens):,} tokens to train"
+    return [
+        ("text", short_path(run.config.data.corpus, 70)),
+        ("", f"{tokens}, {len(run.val_tokens):,} to validate"),
+    ]
+
+
+def _tuning(run: Run) -> list[tuple[str, str]]:
+    c, origin = run.config.tune, run.origin
+    began = "random parameters"
+    if origin:
+        step = "" if origin.step is None else f", step {origin.step:,}"
+        began = f"{short_path(origin.folder, 60)}{step}"
+    learned = f"the task {c.task}" if c.task else short_path(c.data, 60)
+    return [("begins", f"from {began}"), ("learns", f"{c.objective} of {learned}")]
+
+
 def _model(run: Run, state: TrainState) -> str:
     c = run.config.model
     return (
@@ -51,6 +68,8 @@ def _model(run: Run, state: TrainState) -> str:
 
 def _steps(run: Run) -> str:
     c = run.config
+    if run.is_tuned:
+        return f"{c.train.steps:,} of {c.train.batch_size} rows"
     epochs = c.train.steps * run.tokens_per_step / len(run.train_tokens)
     return (
         f"{c.train.steps:,} of {c.train.batch_size} x {c.model.block_size} = "
