@@ -5,10 +5,11 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import IO, Any
 
 import early_exit
 import flag_errors
@@ -19,7 +20,7 @@ from rich.console import Console
 
 from gpt_jax.config import Config, check_field, from_config_dict
 from gpt_jax.errors import UserError, out_of_memory
-from gpt_jax.files import remove_unfinished, special_kind
+from gpt_jax.files import expanded, remove_unfinished, replacing, special_kind
 from gpt_jax.training.display import facts, harmless
 from gpt_jax.training.stopping import SIGNALS, handling
 
@@ -31,6 +32,7 @@ CLOSED_PIPE = 141  # What a shell reports for a program that SIGPIPE ended.
 Flag = tuple[str, Any, Any, str]
 WORKDIR: Flag = ("workdir", str, "", "Folder of the run; default: the newest run in runs/.")
 STEP: Flag = ("step", str, "best", "Checkpoint: best (by validation loss), latest, or a step.")
+TASKS = ("play", "sums")  # Of tuning/tasks, which would load JAX.
 TYPES: dict[type, Callable[..., object]] = {
     **{str: flags.DEFINE_string, int: flags.DEFINE_integer, float: flags.DEFINE_float},
     **{bool: flags.DEFINE_boolean, list: flags.DEFINE_multi_string},
@@ -121,6 +123,26 @@ def _meaning(flag: flags.Flag) -> str:
 def say(text: str, end: str = "\n") -> None:
     """Prints a result on standard output: on a terminal without control characters."""
     print(harmless(text, sys.stdout.isatty()), end=end, flush=True)
+
+
+@contextmanager
+def new_file(flag: str, path: str | Path) -> Iterator[IO[bytes]]:
+    """A file to write, which replaces the one at `path` at the end of the block.
+
+    Raises:
+      UserError: with the flag that named it, if it cannot be written. Found before the block.
+    """
+    path = expanded(path)
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(0, "it is a folder")
+        with replacing(path) as file:
+            yield file
+    except OSError as error:
+        raise UserError(
+            f"--{flag}={path} cannot be written ({error.strerror}): name a file in a folder that "
+            "exists and may be written to"
+        ) from error
 
 
 def tell(line: str) -> None:

@@ -1,9 +1,10 @@
-"""`sample.py --interactive`: reads prompts and prints their continuations."""
+"""`sample.py --interactive`: reads prompts and prints their continuations, or answers."""
 
 import contextlib
 import dataclasses
 import signal
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from command_line import say, tell
@@ -21,9 +22,11 @@ TYPES: dict[str, type] = {
     if field.name != "prompt"
 } | {"seed": int, "stop": str}
 
-HELP = r"""This model completes text, it does not chat: type the beginning of one.
-  Enter alone     continues the last text
-  \n in a prompt  is a line break
+COMPLETES = """This model completes text, it does not chat: type the beginning of one.
+  Enter alone     continues the last text"""
+ANSWERS = """This model was tuned to answer: type an instruction. It forgets the one before.
+  Enter alone     another answer to the last instruction"""
+HELP = r"""  \n in a prompt  is a line break
   /t 0.7          temperature (0 = greedy)     /k 40    top-k (0 = all)
   /p 0.9          top-p (1 = all)              /n 200   tokens to add
   /s 5            seed of the next text        /stop X  stop before X
@@ -41,17 +44,25 @@ def converse(model: "TrainedModel", settings: dict[str, Any], prompt: str = "") 
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 - gives input() its history.
     signal.signal(signal.SIGINT, signal.default_int_handler)  # Ctrl-C stops a text only.
-    tell(HELP)
+    tell_help(model)
     text, line = "", prompt or read_line()
     while line not in (None, "/quit", "/q"):
         try:
             if line.startswith("/"):
                 command(model, settings, line[1:])
+            elif model.template:
+                text = line or text
+                answer(model, settings, text)
             else:
                 text = complete(model, settings, text, line)
         except UserError as error:
             tell(f"error: {error}")
         line = read_line()
+
+
+def tell_help(model: "TrainedModel") -> None:
+    """Prints what to type."""
+    tell(f"{ANSWERS if model.template else COMPLETES}\n{HELP}")
 
 
 def read_line() -> str | None:
@@ -90,7 +101,7 @@ def command(model: "TrainedModel", settings: dict[str, Any], line: str) -> None:
         shown = dataclasses.asdict(model.sample_config("")) | settings
         tell("  ".join(f"{key}={shown[key]!r}" for key in TYPES))
     elif name == "help":
-        tell(HELP)
+        tell_help(model)
     elif name in TYPES:
         settings[name] = checked_value(name, value)
     else:
@@ -117,12 +128,27 @@ def complete(model: "TrainedModel", settings: dict[str, Any], text: str, prompt:
 
     Returns: the whole text, or what there was when Ctrl-C stopped it.
     """
+    pieces = (piece for [piece] in model.stream(prompt or text, piece=1, **settings))
+    # The last text is on the screen already.
+    shown = "" if prompt else next(pieces)
+    return shown + show(pieces, settings)
+
+
+def answer(model: "TrainedModel", settings: dict[str, Any], instruction: str) -> None:
+    """Prints the answer to an instruction while it is drawn."""
+    options = {name: value for name, value in settings.items() if name != "stop"}
+    show(model.stream_answer(instruction, piece=1, **options), settings)
+
+
+def show(pieces: Iterator[str], settings: dict[str, Any]) -> str:
+    """Prints the pieces of a text, until Ctrl-C. The next text gets the next seed.
+
+    Returns: what was printed.
+    """
     whole: list[str] = []
-    pieces = model.stream(prompt or text, piece=1, **settings)
     with contextlib.suppress(KeyboardInterrupt):
-        for [piece] in pieces:
-            if prompt or whole:  # The last text is on the screen already.
-                say(piece, end="")
+        for piece in pieces:
+            say(piece, end="")
             whole.append(piece)
     with contextlib.suppress(KeyboardInterrupt):  # From a second Ctrl-C.
         say("")

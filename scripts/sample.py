@@ -1,8 +1,9 @@
-"""Continues a prompt with a trained model. It completes text; it does not chat.
+"""Continues a prompt with a trained model; a tuned one answers an instruction.
 
     python scripts/sample.py
     python scripts/sample.py --prompt="JULIET:" --temperature=0.7 --seed=1
     python scripts/sample.py --interactive
+    python scripts/sample.py --instruction="Let ZEBEDEE speak of the sea."
 
 Without --workdir: the newest run in runs/. Standard output gets only text,
 stderr all messages.
@@ -20,7 +21,7 @@ from absl import flags
 import gpt_jax
 from gpt_jax.config import INT32, POSITIVE, MeshConfig, SampleConfig, checked
 from gpt_jax.errors import UserError
-from gpt_jax.files import expanded, replacing
+from gpt_jax.files import expanded
 from gpt_jax.runs import newest_run
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ FLAGS = (
     command_line.WORKDIR,
     command_line.STEP,
     ("prompt", str, None, f"Text to continue; empty = a line break; {OWN}."),
+    ("instruction", str, None, "Instruction to answer, instead of --prompt; for a tuned run."),
     ("stop", str, "", r"Stop before this string (in a shell, $'\n\n' is a blank line)."),
     ("out", str, "", "File for all texts (UTF-8), instead of standard output."),
     ("max_new_tokens", int, None, f"Tokens to add; {OWN}."),
@@ -59,18 +61,30 @@ def sample(values: flags.FlagValues, words: list[str]) -> None:
         settings = options | {"seed": values.seed, "stop": values.stop}
         interactive.converse(model, settings, values.prompt or "")
         return
-    pieces = model.stream(
-        values.prompt,
-        values.num_samples,
-        seed=values.seed,
-        stop=values.stop,
-        piece=STREAMED_TOKENS if sys.stdout.isatty() and not values.out else 0,
-        **options,
-    )
+    pieces = texts_of(model, values, options)
     if values.out:
         write(pieces, expanded(values.out))
     else:
         show(pieces)
+
+
+def texts_of(
+    model: "TrainedModel", values: flags.FlagValues, options: dict[str, Any]
+) -> Iterable[list[str]]:
+    """The texts, or the answers, piece by piece."""
+    piece = STREAMED_TOKENS if sys.stdout.isatty() and not values.out else 0
+    if values.instruction is None:
+        return model.stream(
+            values.prompt, values.num_samples, seed=values.seed, stop=values.stop, piece=piece,
+            **options,
+        )  # fmt: skip
+    if values.num_samples == 1:
+        drawn = model.stream_answer(values.instruction, seed=values.seed, piece=piece, **options)
+        return ([text] for text in drawn)
+    [group] = model.answer_groups(
+        [values.instruction], values.num_samples, seed=values.seed, **options
+    )
+    return [[answer.text for answer in group]]
 
 
 def check_options(values: flags.FlagValues, options: dict[str, Any]) -> None:
@@ -80,6 +94,13 @@ def check_options(values: flags.FlagValues, options: dict[str, Any]) -> None:
     checked("num_samples", values.num_samples, int, POSITIVE)
     if values.interactive and (values.num_samples > 1 or values.out):
         raise UserError("--interactive draws one text at a time: leave out --num_samples and --out")
+    if values.instruction is not None and (values.prompt is not None or values.stop):
+        raise UserError(
+            "--instruction takes the place of a prompt, and its answer ends by itself: leave out "
+            "--prompt and --stop"
+        )
+    if values.instruction is not None and values.interactive:
+        raise UserError("--interactive asks for instructions: leave out --instruction")
 
 
 def load(values: flags.FlagValues) -> "TrainedModel":
@@ -94,7 +115,8 @@ def load(values: flags.FlagValues) -> "TrainedModel":
     model = gpt_jax.load(workdir, values.step)
     command_line.tell(f"{workdir}, step {model.step:,}: {model.described_loss}")
     prompt = model.config.sample.prompt
-    if values.prompt is None and not values.interactive and model.sample_config().prompt != prompt:
+    is_own = values.prompt is None and values.instruction is None and not values.interactive
+    if is_own and model.sample_config().prompt != prompt:
         command_line.tell(
             f"note: the vocabulary lacks a character of {prompt!r}: no prompt is used"
         )
@@ -125,17 +147,9 @@ def write(pieces: Iterable[list[str]], path: Path) -> None:
     Raises:
       UserError: if the file cannot be written. This is found before a text is drawn.
     """
-    try:
-        if path.is_dir():
-            raise IsADirectoryError(0, "it is a folder")
-        with replacing(path) as file:
-            texts = ["".join(parts) for parts in zip(*pieces, strict=True)]
-            file.write(joined(texts).encode("utf-8"))
-    except OSError as error:
-        raise UserError(
-            f"--out={path} cannot be written ({error.strerror}): name a file in a folder that "
-            "exists and may be written to"
-        ) from error
+    with command_line.new_file("out", path) as file:
+        texts = ["".join(parts) for parts in zip(*pieces, strict=True)]
+        file.write(joined(texts).encode("utf-8"))
     command_line.tell(f"written to {path}")
 
 

@@ -133,12 +133,14 @@ def train(
     from gpt_jax.devices import processes
     from gpt_jax.devices.compiler import set_up_compiler
     from gpt_jax.training import loop
+    from gpt_jax.tuning import make_maker
 
     set_up_compiler()
+    maker = make_maker(config.tune, bool(init_from))
     with stopping_on_signals(processes.greatest) as stopper:
         stop = loop.train(
             config, workdir, values.tensorboard, values.resume_allow, stopper, init_from,
-            values.init_step,
+            values.init_step, maker,
         )  # fmt: skip
     if stop.is_resumable:
         command_line.tell(

@@ -1,0 +1,29 @@
+"""Rewards for the play: the instructed model draws answers, and the judge scores them.
+
+python scripts/train.py --config=configs/reward.py --init_from=runs/play-instruct
+"""
+
+from ml_collections import ConfigDict
+
+from gpt_jax.config import default_config
+
+
+def get_config() -> ConfigDict:
+    """32 prompts with 8 answers each per step. A higher rate, or fewer answers, unlearns."""
+    config = default_config()
+    config.tune.objective = "rewards"
+    config.tune.task = "play"
+    config.tune.group_size = 8
+    config.tune.answer_tokens = 72
+    config.model.dropout = 0.0
+    config.optimizer.name = "adam"
+    config.optimizer.learning_rate = 1e-4
+    config.optimizer.min_learning_rate = 0.0
+    config.optimizer.warmup_steps = 5
+    config.optimizer.schedule = "linear"
+    config.train.steps = 60
+    config.train.batch_size = 256
+    config.train.log_every = 1
+    config.train.eval_every = 20
+    config.train.checkpoint_every = 20
+    return config
