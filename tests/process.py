@@ -21,7 +21,10 @@ from gpt_jax.training.state import abstract_state, init_state
 class Windows:
     """Windows of zeros that know which rows were read."""
 
-    shape, read = (8, 17), []
+    shape, dtype, read = (8, 17), np.dtype(np.int32), []
+
+    def __len__(self):
+        return 8
 
     def __getitem__(self, rows):
         self.read += rows.ravel().tolist()

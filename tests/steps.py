@@ -61,10 +61,12 @@ def share_steps(monkeypatch):
     monkeypatch.setattr(run, "jit_eval_step", lambda *args: shared(jit_eval_step, *args))
 
 
-def shared(make, config, abstract, layout):
-    key = make, config.model, config.optimizer, config.train.steps, layout
+def shared(make, config, abstract, layout, *losses):
+    # Not the losses themselves: some objectives make a new function for every run.
+    kind = config.model, config.optimizer, config.train.steps, config.tune, len(losses)
+    key = make, kind, layout
     if key not in SHARED:
-        SHARED[key] = make(config, abstract, layout)
+        SHARED[key] = make(config, abstract, layout, *losses)
     return SHARED[key]
 
 

@@ -36,10 +36,10 @@ def test_a_state_is_restored_bit_for_bit_on_any_mesh(small, tmp_path, mesh):
     abstract = abstract_on(small)
     state = init_state(small, abstract)
     with Checkpoints.for_training(tmp_path) as checkpoints:
-        checkpoints.save(3, state, 1.5)
+        checkpoints.save(0, state, 1.5)
     target = abstract_on(small, **mesh)
     with Checkpoints.for_training(tmp_path) as checkpoints:
-        restored = checkpoints.restore(3, target)
+        restored = checkpoints.restore(0, target)
     jax.tree.map(np.testing.assert_array_equal, bits(restored), bits(state))
     assert jax.tree.structure(restored) == jax.tree.structure(state)
     for leaf, wanted in zip(jax.tree.leaves(restored), jax.tree.leaves(target), strict=True):

@@ -8,11 +8,16 @@ import shutil
 import evaluate
 import jax
 import pytest
+from tuned import INSTRUCTIONS, instructed, make_config, train
 
+import gpt_jax
 from gpt_jax.config.config import Config
 from gpt_jax.text import corpus, play
 from gpt_jax.training import evaluation, loop
 from gpt_jax.training.log import read_metrics
+from gpt_jax.tuning.judging import Share
+from gpt_jax.tuning.tasks import Verdict
+from gpt_jax.tuning.tasks.sums import Sums
 
 
 @pytest.fixture
@@ -124,3 +129,114 @@ def test_a_batch_grows_until_the_devices_share_it_evenly(devices, batch_size):
     config = Config().with_values("train", batch_size=12, microbatch_size=4)
     fitted = evaluation._fitted(config, jax.devices()[:devices])
     assert fitted.train.batch_size == batch_size
+
+
+@pytest.fixture
+def tuned(tmp_path_factory):
+    return instructed(tmp_path_factory)
+
+
+@pytest.fixture
+def lenient(monkeypatch):
+    """A judge of sums that also this small model pleases now and then."""
+
+    def judge(self, prompt, answer):
+        return Verdict({"sum": len(answer) == len(prompt.answer), "first": answer[:1] == "1"})
+
+    monkeypatch.setattr(Sums, "judge", judge)
+
+
+def expected_shares(workdir, count, size):
+    """What the judge says, counted here."""
+    model = gpt_jax.load(workdir, "latest")
+    prompts = [Sums().prompt(0, number, True) for number in range(count)]
+    groups = model.answer_groups([prompt.text for prompt in prompts], size, seed=7)
+    judged = [
+        [(Sums().judge(prompt, a.text).conditions, a.ended) for a in group]
+        for prompt, group in zip(prompts, groups, strict=True)
+    ]
+    every = [pair for group in judged for pair in group]
+    right = [[all(found.values()) and ended for found, ended in group] for group in judged]
+    return {
+        "fulfilled": Share(sum(map(sum, right)), count * size),
+        "sum": Share(sum(found["sum"] for found, _ in every), count * size),
+        "first": Share(sum(found["first"] for found, _ in every), count * size),
+        "ended": Share(sum(ended for _, ended in every), count * size),
+        "pass_at_k": Share(sum(map(any, right)), count),
+    }
+
+
+FLAGS = ("--task=sums", "--num_prompts=60", "--num_answers=2", "--seed=7")
+
+
+def test_a_task_is_judged_and_the_corpus_loss_stands_beside_it(run, tuned, lenient):
+    status, out, err = run(*FLAGS, "--json", workdir=tuned)
+    assert (status, err) == (0, f"evaluating {tuned}\n{tuned}, step 40\n")
+    found, shares = json.loads(out), expected_shares(tuned, 60, 2)
+    assert 0 < shares["fulfilled"].value < shares["pass_at_k"].value < 1
+    for name, share in shares.items():
+        assert found[name] == share.value
+        assert found[f"{name}_interval"] == pytest.approx(share.interval)
+    log = read_metrics(tuned / "metrics.jsonl")[-1]
+    assert found["loss"] == pytest.approx(log["val/corpus_loss"], rel=1e-5)
+    assert found["step"] == 40
+
+
+def test_without_json_a_task_has_a_table_with_intervals(run, tuned, lenient):
+    _, out, _ = run(*FLAGS, workdir=tuned)
+    assert re.search(r"\n +loss +\d\.\d{4} +nats per token", out)
+    assert "\nanswers to 60 held-out prompts of sums, in %\n" in out
+    for name, share in expected_shares(tuned, 60, 2).items():
+        low, high = (100 * bound for bound in share.interval)
+        line = rf"\n +{name} +{100 * share.value:.1f} +{low:.1f} to +{high:.1f}  \S"
+        assert re.search(line, out), (line, out)
+    assert "one of 2 answers is right" in out
+    assert max(map(len, out.splitlines()[1:])) <= 80
+
+
+def test_a_run_without_a_corpus_is_judged_by_its_task_alone(run, tmp_path, lenient):
+    config = make_config(INSTRUCTIONS, train={"steps": 2})
+    train(config, tmp_path / "run")
+    status, out, _ = run(*FLAGS, "--json", workdir=tmp_path / "run")
+    found = json.loads(out)
+    assert status == 0
+    assert "loss" not in found and 0 <= found["ended"] <= 1
+    assert "nats per token" not in run(*FLAGS, workdir=tmp_path / "run")[1]
+    status, out, err = run(workdir=tmp_path / "run")
+    assert (status, out) == (2, "")
+    assert "was tuned without a corpus, so there is no text to evaluate it on: give --task" in err
+
+
+def test_the_options_of_sampling_reach_the_answers(run, tuned):
+    """Greedy answers are the same for every seed; cut after one token, none of them has ended."""
+    greedy = [run("--task=sums", "--num_prompts=9", "--temperature=0", f"--seed={seed}", "--json",
+                  workdir=tuned)[1] for seed in (1, 2)]  # fmt: skip
+    assert greedy[0] == greedy[1]
+    shares = [json.loads(run("--task=sums", "--num_prompts=60", f"--top_k={k}", "--temperature=9",
+                             "--json", workdir=tuned)[1])["ended"] for k in (1, 0)]  # fmt: skip
+    assert shares[0] != shares[1]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--task=chess"], "task.*chess.*play.*sums"),
+        (["--task=play"], "is not one of the 13 characters"),
+        (["--task=sums", "--num_prompts=0"], "num_prompts = 0"),
+        (["--task=sums", "--num_answers=0"], "num_answers = 0"),
+        (["--task=sums", "--seed=-1"], "seed = -1"),
+        (["--task=sums", "--temperature=-1"], r"sample\.temperature = -1\.0"),
+        (["--task=sums", "--top_k=-1"], r"sample\.top_k = -1"),
+    ],
+)
+def test_a_bad_task_gets_one_sentence_and_status_2(run, tuned, flags, words):
+    status, out, err = run(*flags, workdir=tuned)
+    assert (status, out) == (2, "")
+    assert re.fullmatch(r"(evaluating .*\n)?error: [^\n]+\n", err), err
+    assert re.search(words, err)
+
+
+def test_a_run_that_was_not_tuned_is_not_judged(run, trained):
+    status, out, err = run("--task=play", "--num_prompts=2")
+    assert (status, out) == (2, "")
+    assert f"error: {trained} was not tuned to answer" in err

@@ -4,6 +4,7 @@ import sys
 
 import pytest
 import sample
+from tuned import instructed
 
 import gpt_jax
 
@@ -12,7 +13,7 @@ import gpt_jax
 def talk(trained, capsys, monkeypatch):
     """Types lines and returns the output; a line that is an exception is raised instead."""
 
-    def call(*lines, flags=("--max_new_tokens=12",)):
+    def call(*lines, flags=("--max_new_tokens=12",), workdir=trained):
         typed = iter([*lines, EOFError()])
 
         def read(prompt=""):
@@ -22,7 +23,7 @@ def talk(trained, capsys, monkeypatch):
             return line
 
         monkeypatch.setattr("builtins.input", read)
-        status = sample.main(["scripts/sample.py", f"--workdir={trained}", "--interactive", *flags])
+        status = sample.main(["scripts/sample.py", f"--workdir={workdir}", "--interactive", *flags])
         assert status == 0
         return capsys.readouterr()
 
@@ -109,3 +110,36 @@ def test_ctrl_c_stops_the_text_and_not_the_program(talk, model, monkeypatch):
 def test_a_prompt_on_the_command_line_comes_first(talk, model):
     out = talk(flags=("--max_new_tokens=12", "--prompt=KING")).out
     assert out == model.generate("KING", max_new_tokens=12) + "\n"
+
+
+@pytest.fixture
+def tuned(tmp_path_factory):
+    return gpt_jax.load(instructed(tmp_path_factory))
+
+
+def test_a_tuned_run_answers_each_instruction_with_its_own_seed(talk, tuned):
+    """It says so, and the options reach it; an answer of its own never repeats the instruction."""
+    out, err = talk("123+456=", "1+1=", "/t 2", "", workdir=tuned.workdir)
+    asked = [("123+456=", 0, {}), ("1+1=", 1, {}), ("1+1=", 2, {"temperature": 2.0})]
+    answers = [tuned.answer(text, seed=seed, **options) for text, seed, options in asked]
+    assert out == "".join(f"{answer}\n" for answer in answers)
+    assert "was tuned to answer: type an instruction" in err
+    assert "another answer to the last instruction" in err
+    assert "completes text" not in err
+
+
+def test_a_mistake_in_an_instruction_gets_a_sentence(talk, tuned):
+    out, err = talk("1 + 1", "1+1=", workdir=tuned.workdir)
+    assert "error: character ' ' (U+0020)" in err
+    assert out == tuned.answer("1+1=", seed=0) + "\n"
+
+
+def test_enter_before_any_instruction_gets_a_sentence(talk, tuned):
+    out, err = talk("", "1+1=", workdir=tuned.workdir)
+    assert err.count("error: ") == 1
+    assert out == tuned.answer("1+1=", seed=0) + "\n"
+
+
+def test_stop_is_no_setting_of_a_tuned_run_because_its_template_ends_an_answer(talk, tuned):
+    out, _ = talk("/stop 1", "123+456=", workdir=tuned.workdir)
+    assert out == tuned.answer("123+456=", seed=0) + "\n"

@@ -13,6 +13,7 @@ import pytest
 import sample
 import train
 from support import ROOT
+from tuned import instructed
 
 import gpt_jax
 
@@ -268,3 +269,75 @@ def test_characters_a_terminal_lacks_become_question_marks(trained, tmp_path):
     ascii_only = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
     done = subprocess.run([*command, *flags], capture_output=True, env=ascii_only)
     assert (done.returncode, done.stdout) == (0, b"?\n")
+
+
+@pytest.fixture
+def tuned(tmp_path_factory):
+    return gpt_jax.load(instructed(tmp_path_factory))
+
+
+ASKED = "123+456="
+
+
+def test_an_instruction_gets_the_answer_alone_on_standard_output(run, tuned):
+    status, out, err = run(f"--instruction={ASKED}", "--seed=3", workdir=tuned.workdir)
+    assert (status, out) == (0, tuned.answer(ASKED, seed=3) + "\n")
+    assert out == tuned.answers([ASKED], seed=3)[0] + "\n"
+    assert err.splitlines()[-1].startswith(f"{tuned.workdir}, step ")
+
+
+def test_the_options_of_sampling_reach_an_answer(run, tuned):
+    flags = ["--temperature=3", "--top_k=0", "--max_new_tokens=3", "--seed=1", "--step=40"]
+    options = {"temperature": 3.0, "top_k": 0, "max_new_tokens": 3, "seed": 1}
+    model = gpt_jax.load(tuned.workdir, 40)
+    found = run(f"--instruction={ASKED}", *flags, workdir=tuned.workdir)[1]
+    assert found == model.answer(ASKED, **options) + "\n"
+
+
+def test_several_answers_to_one_instruction_differ_and_the_first_is_the_answer_alone(
+    run, tuned, tmp_path
+):
+    flags = [f"--instruction={ASKED}", "--num_samples=3", "--temperature=3", "--top_k=0"]
+    status, out, _ = run(*flags, workdir=tuned.workdir)
+    assert status == 0
+    texts = re.split(r"\n=+ sample \d of 3 =+\n", out.removesuffix("\n"))
+    [group] = tuned.answer_groups([ASKED], 3, temperature=3.0, top_k=0)
+    assert texts == [answer.text for answer in group]
+    assert texts[0] == tuned.answer(ASKED, temperature=3.0, top_k=0)
+    assert len(set(texts)) == 3
+    assert run(*flags, f"--out={tmp_path / 'a.txt'}", workdir=tuned.workdir)[1] == ""
+    assert (tmp_path / "a.txt").read_text() == out
+
+
+def test_a_terminal_shows_an_answer_while_it_is_drawn(run, tuned, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    found = run(f"--instruction={ASKED}", workdir=tuned.workdir)[1]
+    assert found == tuned.answer(ASKED) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ([f"--instruction={ASKED}", "--prompt=1"], "leave out --prompt and --stop"),
+        ([f"--instruction={ASKED}", "--prompt="], "leave out --prompt and --stop"),
+        ([f"--instruction={ASKED}", "--stop=1"], "leave out --prompt and --stop"),
+        ([f"--instruction={ASKED}", "--interactive"], "leave out --instruction"),
+        (["--instruction=1 + 1"], r"character ' ' \(U\+0020\)"),
+        ([f"--instruction={'1' * 16}"], "has 16 tokens, which leaves no room"),
+        ([f"--instruction={'1' * 16}", "--num_samples=3"], "has 16 tokens, which leaves no room"),
+        (["--instruction="], "empty"),
+        ([f"--instruction={ASKED}", "--max_new_tokens=0"], "max_new_tokens = 0"),
+    ],
+)
+def test_bad_instructions_get_one_sentence_and_status_2(run, tuned, flags, words):
+    status, out, err = run(*flags, workdir=tuned.workdir)
+    assert (status, out) == (2, "")
+    assert re.fullmatch(r"(loading .*\n)?(\S+, step .*\n)?error: [^\n]+\n", err), err
+    assert re.search(words, err)
+
+
+def test_a_run_that_was_not_tuned_refuses_an_instruction(run, trained):
+    for flags in ([], ["--num_samples=3"]):
+        status, out, err = run("--instruction=Who?", *flags)
+        assert (status, out) == (2, "")
+        assert f"error: {trained} was not tuned to answer: use a tuned run" in err

@@ -292,7 +292,7 @@ def test_help_config_shows_every_setting(capsys):
 def test_after_a_signal_it_says_how_to_resume(tmp_path, monkeypatch, capsys, signum, status):
     before = signal.getsignal(signum)
 
-    def interrupted(config, workdir, tensorboard, resume_allow, asked, init_from, init_step):
+    def interrupted(config, workdir, tensorboard, resume_allow, asked, *origin_and_maker):
         signal.raise_signal(signum)
         return asked.poll()
 

@@ -23,6 +23,8 @@ ENTRY = '{"step": 9, "elapsed_s": 4.5, "val/loss": %s}\n'
 )
 def test_the_final_loss_is_that_of_the_last_line_or_nan(tmp_path, log, loss):
     (tmp_path / "metrics.jsonl").write_text(log)
+    objective = SimpleNamespace(shown=("loss",))
     run, said = SimpleNamespace(workdir=tmp_path, bits_per_byte=lambda loss: loss), []
+    run.objective, run.is_tuned = objective, False
     _print_loss(run, SimpleNamespace(say=said.append, say_facts=said.append), None)
     assert said[1][0] == ("result", f"validation loss {loss} nats per token, {loss} bits per byte")

@@ -27,7 +27,7 @@ from gpt_jax.runs.checkpoints import Checkpoints
 from gpt_jax.runs.record import read_record
 from gpt_jax.text import corpus, play
 from gpt_jax.text.tokenizer_file import load_tokenizer, make_tokenizer, save_tokenizer
-from gpt_jax.training import loop, step
+from gpt_jax.training import loop, objective, step
 from gpt_jax.training import run as run_module
 from gpt_jax.training.log import MetricsLog, read_metrics
 from gpt_jax.training.stopping import ALREADY_FINISHED, FINISHED, Stop, Stopper
@@ -207,7 +207,8 @@ def test_a_run_that_stays_not_finite_ends_and_names_step_windows_and_checkpoint(
 ):
     workdir, config = stopped.copy(tmp_path / "run"), stopped.config
     monkeypatch.setattr(run_module, "jit_train_step", step.jit_train_step)
-    monkeypatch.setattr(step, "window_losses", lambda *args: jax.numpy.full(2, np.nan))
+    nan_losses = staticmethod(lambda *args: (jax.numpy.full(2, np.nan), {}))
+    monkeypatch.setattr(objective.Language, "losses", nan_losses)
     with pytest.raises(UserError) as error:
         loop.train(config.with_values("train", max_skipped=3), workdir)
     assert re.match(

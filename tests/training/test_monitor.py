@@ -40,7 +40,7 @@ def test_an_entry_of_the_log_has_the_frozen_keys(tmp_path):
         time.now += 2
         watch.step_done(step)
     watch.record(10, METRICS, None)
-    watch.record(20, METRICS, 2.25)
+    watch.record(20, METRICS, {"loss": 2.25})
     first, second = read_metrics(tmp_path / "metrics.jsonl")
     assert first == {
         "step": 10,
@@ -55,7 +55,7 @@ def test_an_entry_of_the_log_has_the_frozen_keys(tmp_path):
 
 
 def test_numbers_that_are_not_finite_become_null(tmp_path):
-    monitor(tmp_path)[0].record(1, METRICS | {"loss": float("nan")}, float("inf"))
+    monitor(tmp_path)[0].record(1, METRICS | {"loss": float("nan")}, {"loss": float("inf")})
     text = (tmp_path / "metrics.jsonl").read_text()
     entry = json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
     assert entry["train/loss"] is entry["val/loss"] is None
@@ -83,9 +83,9 @@ def test_a_missing_evaluation_is_added_to_the_last_line_or_as_a_new_one(tmp_path
     watch, _ = monitor(tmp_path)
     watch.record(10, METRICS, None)
     assert watch.lacks_evaluation(10)
-    watch.add_evaluation(10, 2.25)
+    watch.add_evaluation(10, {"loss": 2.25})
     assert not watch.lacks_evaluation(10)
-    watch.add_evaluation(15, 2.0)
+    watch.add_evaluation(15, {"loss": 2.0})
     entries = read_metrics(tmp_path / "metrics.jsonl")
     assert [(entry["step"], entry["val/loss"]) for entry in entries] == [(10, 2.25), (15, 2.0)]
     assert [entry["train/loss"] for entry in entries] == [2.5, None]
@@ -98,7 +98,7 @@ def test_a_pipe_gets_a_line_per_evaluation_and_after_30_silent_seconds(tmp_path)
         for step in range(10, 100, 10):
             time.now += 8
             watch.step_done(step)
-            watch.record(step, METRICS, 2.25 if step == 30 else None)
+            watch.record(step, METRICS, {"loss": 2.25} if step == 30 else None)
     headings, *lines = [line.split() for line in out.getvalue().splitlines()]
     assert headings[:3] == ["step", "training", "loss"]
     assert [line[0] for line in lines] == ["10", "30", "70"]
@@ -113,7 +113,7 @@ def test_a_terminal_of_80_columns_gets_a_bar_and_a_line_per_evaluation(tmp_path)
         for step in (50, 60):
             time.now += 0.05
             watch.step_done(step)
-            watch.record(step, METRICS, 2.25 if step == 60 else None)
+            watch.record(step, METRICS, {"loss": 2.25} if step == 60 else None)
         watch.bar.refresh()
     text = out.getvalue()
     assert "━" in text
@@ -167,7 +167,7 @@ def test_the_bar_and_the_lines_fit_80_columns_with_large_numbers(tmp_path, steps
         time.now += 3000
         watch.step_done(step)
     time.now += 1e6
-    watch.record(steps - 49, METRICS, 2.25)
+    watch.record(steps - 49, METRICS, {"loss": 2.25})
     assert len(watch._status()) <= 74
     assert max(map(len, out.getvalue().splitlines())) <= 80
 
@@ -183,7 +183,7 @@ def test_a_listener_gets_every_entry(tmp_path):
     console = Console(file=io.StringIO())
     watch = Monitor(tmp_path, 0, TRAIN, 4096, console, Time(), heard.append)
     watch.record(10, METRICS, None)
-    watch.record(20, METRICS, 2.0)
+    watch.record(20, METRICS, {"loss": 2.0})
     assert heard == read_metrics(tmp_path / "metrics.jsonl")
 
 

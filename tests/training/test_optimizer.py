@@ -11,7 +11,8 @@ from flax import linen as nn
 
 from gpt_jax.config.config import Config
 from gpt_jax.model.gpt import GPT
-from gpt_jax.training.optimizer import groups, is_decayed, make_optimizer, make_schedule
+from gpt_jax.training.muon import groups
+from gpt_jax.training.optimizer import is_decayed, make_optimizer, make_schedule
 
 
 def schedule(**values):

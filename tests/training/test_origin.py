@@ -7,13 +7,14 @@ import shutil
 import jax
 import numpy as np
 import pytest
+import tuned
 from steps import share_steps
 
 import gpt_jax
 from gpt_jax.config.config import Config
 from gpt_jax.errors import UserError
 from gpt_jax.runs.record import read_record
-from gpt_jax.text import play
+from gpt_jax.text import NO_CORPUS, CharTokenizer, play, save_tokenizer
 from gpt_jax.training import loop
 from gpt_jax.training.log import read_metrics
 from gpt_jax.training.origin import open_origin
@@ -176,3 +177,67 @@ def test_a_step_of_gpt2s_weights_is_refused():
 
     with pytest.raises(UserError, match="--init_step=2 chooses a checkpoint of a run"):
         open_origin(GPT2_TINY, "2")
+
+
+def tuned_from(origin, workdir, tune, **sections):
+    config = tuned.make_config(tune, **{"train": {"steps": 0}, **sections})
+    assert tuned.train(config, workdir, origin) == FINISHED
+    return read_record(workdir)
+
+
+def test_a_tuned_run_takes_shape_tokenizer_corpus_and_template_from_its_origin(
+    tmp_path_factory, tmp_path
+):
+    """Its corpus only tells what tuning costs."""
+    base, path = tuned.pretrained(tmp_path_factory), tmp_path / "own.json"
+    own = {"system": ["", ""], "user": ["", ""], "assistant": ["0", "\n"]}
+    path.write_text(json.dumps(own))
+    tune = tuned.INSTRUCTIONS | {"template": str(path)}
+    first = tuned_from(base, tmp_path / "first", tune)
+    second = tuned_from(tmp_path / "first", tmp_path / "second", tuned.REWARDS)
+    for record, origin in ((first, base), (second, tmp_path / "first")):
+        assert record.init_from == str(origin)
+        assert record.config.data.corpus == read_record(base).config.data.corpus
+        assert record.config.data.tokenizer == str(origin / "tokenizer.json")
+        assert record.template == own
+        check_params_equal(tmp_path / "second", 0, origin, "best")
+
+
+def test_pre_training_goes_on_from_a_tuned_run_and_completes_text_again(tmp_path_factory, tmp_path):
+    origin = tuned.instructed(tmp_path_factory)
+    corpus = read_record(tuned.pretrained(tmp_path_factory)).config.data.corpus
+    record = tuned_from(origin, tmp_path / "run", {}, data={"corpus": corpus})
+    assert record.template is None
+    check_params_equal(tmp_path / "run", 0, origin, "best")
+    with pytest.raises(UserError, match="was not tuned to answer"):
+        gpt_jax.load(tmp_path / "run").answer("1+1=")
+
+
+@pytest.mark.parametrize(
+    ("characters", "words"),
+    [
+        ("\n+012345678=x", "the tokenizer of .* is not that of the run in"),  # As many.
+        ("\n+012345678=", "the tokenizer of .* is not that of the run in"),
+        ("\n+0123456789=x", "the tokenizer has 14 tokens, but the weights of .* only 13"),
+    ],
+)
+def test_another_tokenizer_is_refused_whatever_its_size(tmp_path, characters, words):
+    """Also where no corpus holds a character that it lacks."""
+    tuned_from("", tmp_path / "origin", tuned.INSTRUCTIONS)
+    path = tmp_path / "tokenizer.json"
+    save_tokenizer(CharTokenizer(characters), path)
+    with pytest.raises(UserError, match=words):
+        tuned_from(tmp_path / "origin", tmp_path / "run", tuned.INSTRUCTIONS,
+                   data={"tokenizer": str(path)})  # fmt: skip
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_without_an_origin_and_a_corpus_is_tuned_with_the_tasks_own_characters(tmp_path):
+    record = tuned_from("", tmp_path / "run", tuned.INSTRUCTIONS)
+    assert (record.init_from, record.config.data.corpus) == ("", NO_CORPUS)
+    model = gpt_jax.load(tmp_path / "run")
+    assert model.tokenizer.characters == "\n+0123456789="
+    entries = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert "val/loss" in entries[-1] and "val/corpus_loss" not in entries[-1]
+    tuned_from(tmp_path / "run", tmp_path / "next", tuned.REWARDS)
+    check_params_equal(tmp_path / "next", 0, tmp_path / "run", "best")

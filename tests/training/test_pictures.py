@@ -8,7 +8,7 @@ import matplotlib.figure
 import pytest
 
 from gpt_jax.config import Config
-from gpt_jax.training.pictures import draw_comparison, draw_loss_curve
+from gpt_jax.training.pictures import METRICS, draw_comparison, draw_loss_curve, draw_panels
 
 CONFIG = Config().with_values("model", vocab_size=65)
 ENTRIES = [
@@ -164,3 +164,64 @@ def test_drawing_warns_of_nothing(tmp_path, entries):
         warnings.simplefilter("error")
         draw_loss_curve(entries, CONFIG, tmp_path / "loss.png", "東京")
         draw_comparison({"東京": entries}, tmp_path / "compare.png")
+
+
+TUNED = [
+    {"step": 0, "train/loss": None, "val/reward": 0.1, "val/corpus_loss": 1.0},
+    {"step": 1, "train/loss": 0.5, "reward": 0.2, "kl": 0.0},
+    {"step": 2, "train/loss": 0.4, "reward": 0.4, "kl": 0.1}
+    | {"val/reward": 0.5, "val/corpus_loss": 1.2},
+]
+PANELS = (("reward", "val/reward"), ("kl",), ("val/corpus_loss",))
+
+
+def test_panels_show_what_was_optimised_and_what_was_not(figures, tmp_path):
+    draw_panels(TUNED, PANELS, tmp_path / "loss.png", "play-reward")
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+    [figure] = figures
+    shown = [
+        {line.get_label(): list(zip(*line.get_data(), strict=True)) for line in axes.lines}
+        for axes in figure.axes
+    ]
+    assert shown == [
+        {METRICS["reward"]: [(1, 0.2), (2, 0.4)], METRICS["val/reward"]: [(0, 0.1), (2, 0.5)]},
+        {METRICS["kl"]: [(1, 0.0), (2, 0.1)]},
+        {METRICS["val/corpus_loss"]: [(0, 1.0), (2, 1.2)]},
+    ]
+    titles = [axes.get_title("left") for axes in figure.axes]
+    assert titles == ["optimised", "not optimised", "not optimised"]
+    assert "play-reward" in words(figure)
+    for axes, keys in zip(figure.axes, PANELS, strict=True):
+        legend = [text.get_text() for text in axes.get_legend().get_texts()]
+        assert legend == [METRICS[key] for key in keys]
+        assert len({line.get_color() for line in axes.lines}) == len(keys)
+
+
+def test_a_panel_without_figures_is_left_out(figures, tmp_path):
+    entries = [{k: v for k, v in entry.items() if "corpus" not in k} for entry in TUNED]
+    draw_panels(entries, PANELS, tmp_path / "loss.png", "a")
+    assert len(figures[0].axes) == 2
+
+
+def test_long_panels_are_averaged(figures, tmp_path):
+    entries = [{"step": step, "reward": 1.0, "kl": 0.1} for step in range(1, 10_001)]
+    draw_panels(entries, PANELS, tmp_path / "loss.png", "a")
+    assert all(
+        100 < len(line.get_xdata()) <= 150 for axes in figures[0].axes for line in axes.lines
+    )
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        [],
+        [{"step": 0, "train/loss": None}],
+        [{"step": 1, "reward": None, "kl": math.nan}],
+        [{"step": 1, "reward": 3e38, "kl": 0.0}],
+    ],
+)
+def test_a_tuned_log_with_little_in_it_gives_a_picture_without_warnings(tmp_path, entries):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        draw_panels(entries, PANELS, tmp_path / "loss.png", "$x^{ \u6771" + "long" * 99)
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")

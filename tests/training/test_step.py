@@ -275,7 +275,7 @@ def test_validation_loss_counts_every_window_once(small, devices):
     cut = evaluation_windows(TOKENS[: 23 * 16 + 1], 16)
     assert len(cut) == 23
     actual = mean_loss(eval_step, state.params, cut, layout)
-    each = jax.jit(window_losses, static_argnums=0)(
+    each, _ = jax.jit(window_losses, static_argnums=0)(
         GPT(small.model), jax.device_get(state.params), jnp.asarray(cut, jnp.int32)
     )
     assert actual == pytest.approx(float(each.mean()), rel=1e-6)

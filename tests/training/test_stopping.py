@@ -20,8 +20,7 @@ from gpt_jax.runs.checkpoints import Checkpoints
 from gpt_jax.runs.record import read_record
 from gpt_jax.text import play
 from gpt_jax.training import finish as finish_module
-from gpt_jax.training import loop
-from gpt_jax.training import run as run_module
+from gpt_jax.training import loop, objective
 from gpt_jax.training.step import mean_loss
 from gpt_jax.training.stopping import (
     ALREADY_FINISHED,
@@ -83,7 +82,7 @@ def stop_in(monkeypatch, module, name, call, stopper):
         (loop, "_wait", 3, 3),
         (loop, "_wait", 4, 4),
         (loop, "_wait", 10, 10),
-        (run_module, "mean_loss", 1, 4),
+        (objective, "mean_loss", 1, 4),
         (finish_module, "stream", 1, 10),
     ],
     ids=["between log lines", "at a save", "last step", "evaluation", "sample"],
@@ -109,10 +108,10 @@ def test_the_loss_of_an_abandoned_evaluation_can_be_the_best(config, tmp_path, m
     """The resumed run measures the loss of step 4, and no later loss is as small."""
     stopper, workdir = Stopper(), tmp_path / "run"
     with monkeypatch.context() as patch:
-        stop_in(patch, run_module, "mean_loss", 1, stopper)
+        stop_in(patch, objective, "mean_loss", 1, stopper)
         loop.train(config, workdir, stopper=stopper)
     losses = iter([1.0, 2.0, 3.0, 4.0])
-    monkeypatch.setattr(run_module, "mean_loss", lambda *args: next(losses))
+    monkeypatch.setattr(objective, "mean_loss", lambda *args: next(losses))
     assert loop.train(config, workdir) == FINISHED
     with Checkpoints.for_reading(workdir / "checkpoints") as checkpoints:
         assert checkpoints.all() == [Saved(4, 1.0), Saved(10, 3.0)]
