@@ -1,10 +1,12 @@
 """Preferences for the play: of its own answers, the instructed model prefers the better ones.
 
-    python scripts/pairs.py --workdir=runs/play-instruct --task=play --out=pairs.jsonl
+    python scripts/pairs.py --workdir=runs/play-instruct --task=play --num_prompts=3000 \\
+        --out=pairs.jsonl
     python scripts/train.py --config=configs/prefer.py --init_from=runs/play-instruct \\
         --config.tune.data=pairs.jsonl
 
-On 2 cores (AMD Zen 4): 2 minutes, seed 0; it made the model worse so far (docs/tuning.md).
+On 2 cores (AMD Zen 4): 48 seconds, seed 0; the share of answers that fulfil all conditions rises
+from 88.3 to 93.0 % (docs/tuning.md).
 """
 
 from ml_collections import ConfigDict
@@ -13,10 +15,11 @@ from gpt_jax.config import default_config
 
 
 def get_config() -> ConfigDict:
-    """AdamW at a small rate."""
+    """Adam at a small rate, two epochs of 1,308 pairs; the chosen answers are learned, too."""
     config = default_config()
     config.tune.objective = "preferences"
     config.tune.beta = 0.1
+    config.tune.chosen_weight = 1.0  # Without it the grammar falls from 99 to 89 %.
     config.model.dropout = 0.0
     config.optimizer.name = "adam"
     config.optimizer.learning_rate = 1e-4
