@@ -102,7 +102,9 @@ def run(command: Command, folder: Path) -> Ending:
     stopped = _wait(pid, poll, command.patience_s or END_S)
     if stopped:
         _stop(pid, poll, signal.SIGTERM if command.main == "train" else signal.SIGINT)
-    return Ending(poll() or 0, _text(folder / ".out"), _text(folder / ".err"), stopped)
+    encoding = (command.environment.get("PYTHONIOENCODING") or "utf-8").split(":")[0]
+    out, err = (_text(folder / name, encoding) for name in (".out", ".err"))
+    return Ending(poll() or 0, out, err, stopped)
 
 
 def _fork(command: Command, folder: Path, files: Mapping[int, str]) -> tuple[int, Poll]:
@@ -201,9 +203,9 @@ def _stop(pid: int, poll: Poll, signum: int) -> None:
         _wait(pid, poll, STOP_S)
 
 
-def _text(path: Path) -> str:
+def _text(path: Path, encoding: str) -> str:
     with contextlib.suppress(OSError):
-        return path.read_bytes()[:1_000_000].decode("utf-8", errors="replace")
+        return path.read_bytes()[:1_000_000].decode(encoding, errors="replace")
     return ""
 
 
