@@ -38,7 +38,7 @@ from gpt_jax.config import (
 from gpt_jax.devices import make_mesh, own_devices, pinned_settings, pinned_steps
 from gpt_jax.errors import UserError
 from gpt_jax.files import absolute
-from gpt_jax.model import GPT, unrolled
+from gpt_jax.model import GPT, attention_maps, unrolled
 from gpt_jax.runs import existing_record, matching_tokenizer
 from gpt_jax.runs.recovery import restore_for_reading
 from gpt_jax.sampling import encode_prompt, known_prompt, stream
@@ -91,6 +91,9 @@ def _probabilities(
     config = dataclasses.replace(config, matmul_dtype="float32")  # As in sampling.
     logits_1TV = cast(jax.Array, GPT(config).apply({"params": params}, window_T[None]))
     return jax.nn.softmax(logits_1TV[0, length - 1, :n_tokens])
+
+
+_attention_maps = jax.jit(attention_maps, static_argnames="config")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -366,3 +369,25 @@ class TrainedModel:
         )
         order = np.argsort(-p_V, kind="stable")
         return [(self.tokenizer.decode([i]), float(p_V[i])) for i in order]
+
+    @pinned_settings()
+    def attention(self, text: str) -> np.ndarray:
+        """What every head attends to while the model reads `text`, shape (layers, heads, T, T).
+
+        T is the number of tokens. `[layer, head, t]` says how much token t attends to each token:
+        the weights sum to 1, and are 0 for later tokens.
+
+        Raises:
+          UserError: as `token_losses`, or if there is no token or more than block_size.
+        """
+        ids = self.tokenizer.encode(checked("text", text, str, ANY))
+        if not 0 < len(ids) <= self.config.model.block_size:
+            raise UserError(
+                f"the text has {len(ids)} tokens, but a window has 1 to "
+                f"{self.config.model.block_size}: give a text of that length"
+            )
+        # A power of two, so that texts of many lengths share few compiled programs.
+        width = min(1 << (len(ids) - 1).bit_length(), self.config.model.block_size)
+        window_T = np.pad(ids, (0, width - len(ids))).astype(np.int32)
+        maps = np.asarray(_attention_maps(self.config.model, self.params, window_T))
+        return maps[:, :, : len(ids), : len(ids)]

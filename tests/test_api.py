@@ -292,3 +292,17 @@ def test_a_damaged_checkpoint_is_named(copy, part):
         damaged.write_text("{")
     with pytest.raises(UserError, match=r"/200 cannot be restored .*(choose another|try again)"):
         gpt_jax.load(copy, "latest")
+
+
+def test_attention_has_a_map_for_every_layer_and_head(run):
+    maps = run.attention("The king")
+    assert maps.shape == (2, 2, 8, 8) and maps.dtype == np.float32
+    np.testing.assert_allclose(maps.sum(-1), 1, rtol=1e-5)
+    # What comes later changes nothing, nor does the padding.
+    np.testing.assert_allclose(run.attention("The k"), maps[:, :, :5, :5], atol=1e-6)
+
+
+@pytest.mark.parametrize("text", ["", "a" * 17])
+def test_attention_needs_a_text_that_fits_into_the_window(run, text):
+    with pytest.raises(UserError, match=f"has {len(text)} tokens, but a window has 1 to 16"):
+        run.attention(text)

@@ -30,7 +30,7 @@ HOUSE = {
     ],
     "model": [
         *("random_bits", "dropout", "initializers", "activations", "layers", "attention"),
-        *("blocks", "stacking", "gpt"),
+        *("blocks", "stacking", "gpt", "attention_maps"),
     ],
     "devices": [
         *("jax_settings", "hardware", "device_count", "mesh", "batch_layout", "sharding"),
@@ -40,7 +40,7 @@ HOUSE = {
         *("lock", "checkpoint_list", "record", "resume", "checkpoint_files", "damage", "digest"),
         *("silence", "literal_names", "checkpoints", "recovery"),
     ],
-    "sampling": ["sampler", "decode", "prompt"],
+    "sampling": ["sampler", "scores", "decode", "slots", "prompt"],
     "gpt2": ["names", "config_json", "tensors", "folder", "export"],
     "training": [
         *("muon", "optimizer", "state", "step", "communication", "origin", "memory"),

@@ -28,16 +28,18 @@ def rotate(x_BTHD: Array, start: Array | int) -> Array:
     """Rotates pairs of numbers in each head by an angle that grows with the position.
 
     Scores then depend only on the distance between query and key (Su et al., 2021). Pair i is
-    (i, i + D/2), as in GPT-NeoX and Llama. Its angle is position / ROTARY_BASE^(2 i / D); the first
-    position is `start`. Only distances count, so padding in front of a row changes nothing.
+    (i, i + D/2), as in GPT-NeoX and Llama. Its angle is position / ROTARY_BASE^(2 i / D).
+
+    Args:
+      start: the first position, of all rows or of each: shape () or (B,).
 
     Returns: shape (B, T, H, D); D must be even.
     """
     half = x_BTHD.shape[-1] // 2
     frequency_P = ROTARY_BASE ** (-np.arange(half, dtype=np.float32) / half)
-    position_T = start + jnp.arange(x_BTHD.shape[1])
-    angle_T1P = (position_T[:, None] * frequency_P)[:, None]
-    sin, cos = jnp.sin(angle_T1P), jnp.cos(angle_T1P)
+    positions = jnp.expand_dims(start, -1) + jnp.arange(x_BTHD.shape[1])  # (T,) or (B, T).
+    angles = (positions[..., None] * frequency_P)[..., None, :]
+    sin, cos = jnp.sin(angles), jnp.cos(angles)
     a, b = x_BTHD[..., :half], x_BTHD[..., half:]
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
@@ -92,7 +94,7 @@ def cudnn_attention(q_BTHD: Array, k_BSHD: Array, v_BSHD: Array) -> Array:
     return y_BTHD.astype(jnp.float32)
 
 
-def _weights(q_BTHD: Array, k_BSHD: Array, dtype: str) -> Array:
+def attention_weights(q_BTHD: Array, k_BSHD: Array, dtype: str) -> Array:
     """Softmax of the scores of the last T of S positions, shape (B, H, T, S), in `dtype`."""
     time, end = q_BTHD.shape[1], k_BSHD.shape[1]
     scores_BHTS = einsum("bthd,bshd->bhts", q_BTHD, k_BSHD, dtype)
@@ -121,7 +123,7 @@ def _block_attention_forward(
     dtype: str,
 ) -> tuple[Array, tuple[Any, ...]]:
     q_BTHD, k_BSHD, v_BSHD = (x.astype(dtype) for x in (q_BTHD, k_BSHD, v_BSHD))
-    weights_BHTS = _weights(q_BTHD, k_BSHD, dtype)
+    weights_BHTS = attention_weights(q_BTHD, k_BSHD, dtype)
     dropped_BHTS = dropout(weights_BHTS, keys_B, site, rate)
     y_BTHD = einsum("bhts,bshd->bthd", dropped_BHTS, v_BSHD, dtype)
     return y_BTHD, (q_BTHD, k_BSHD, v_BSHD, keys_B, site, weights_BHTS)
@@ -159,19 +161,21 @@ def cached_attention(
     groups: int = 1,
     first_N: Array | int = 0,
 ) -> Array:
-    """`causal_attention` over a KV cache.
+    """`causal_attention` over a KV cache, whose places are a ring: place 0 follows the last one.
 
     Args:
-      q_NTD: queries of T / groups positions from `start` on, for each of `groups` heads in turn.
-        These heads share their keys and values.
-      first_N: earlier positions are padding, which is not read.
+      q_NTD: queries of T / groups places from `start` on, for each of `groups` heads in turn. These
+        heads share their keys and values.
+      first_N: the place where each row begins; earlier ones are not read. Negative: a row that
+        began before place 0 and continues there, so its first places are the last of the ring.
 
     Returns: shape (N, T, D).
     """
     scores_NTS = jnp.einsum("ntd,nsd->nts", q_NTD * q_NTD.shape[-1] ** -0.5, k_NSD)
-    positions_T = start + jnp.tile(jnp.arange(q_NTD.shape[1] // groups), groups)
-    places_S, first_N11 = jnp.arange(k_NSD.shape[1]), jnp.reshape(first_N, (-1, 1, 1))
-    visible_NTS = (places_S >= first_N11) & (places_S <= positions_T[:, None])
+    places_T = start + jnp.tile(jnp.arange(q_NTD.shape[1] // groups), groups)
+    first_N11, size = jnp.reshape(first_N, (-1, 1, 1)), k_NSD.shape[1]
+    # Both sides count from the row's beginning.
+    visible_NTS = (jnp.arange(size) - first_N11) % size <= places_T[:, None] - first_N11
     # A finite bound: a query in the padding sees nothing, and its weights must not be NaN.
     weights_NTS = jax.nn.softmax(jnp.where(visible_NTS, scores_NTS, MASKED))
     return jnp.einsum("nts,nsd->ntd", weights_NTS, v_NSD)

@@ -76,7 +76,10 @@ class Attention(nn.Module):
         return dropout(self.c_proj(y_BTHD), keys_B, site + 1, rate)
 
     def _heads(self, x_BTC: Array, start: Array | int) -> tuple[Array, ...]:
-        """Queries, keys and values of the positions from `start` on, each (B, T, heads, D)."""
+        """Queries, keys and values of the positions from `start` on, each (B, T, heads, D).
+
+        `start`: of all rows, or of each.
+        """
         q, k, v = self.q(x_BTC), self.k(x_BTC), self.v(x_BTC)
         if self.config.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
@@ -88,7 +91,7 @@ class Attention(nn.Module):
         self, x_BTC: Array, cache: KeysValues, start: Array, first_B: Array | int = 0
     ) -> tuple[Array, KeysValues]:
         """Writes the keys and values of x into the cache at `start`; attends over the cache."""
-        q_BHTD, k_BHTD, v_BHTD = (x.swapaxes(1, 2) for x in self._heads(x_BTC, start))
+        q_BHTD, k_BHTD, v_BHTD = (x.swapaxes(1, 2) for x in self._heads(x_BTC, start - first_B))
         rows, _, time, width = k_BHTD.shape
         q_NTD, k_NTD, v_NTD = (
             x.reshape(rows * self.config.kv_heads, -1, width) for x in (q_BHTD, k_BHTD, v_BHTD)

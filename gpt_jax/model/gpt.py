@@ -84,7 +84,9 @@ class GPT(nn.Module):
           tokens_BT: ids below vocab_size; start + T is at most block_size.
           cache: from `init_cache` or from the previous call.
           start: int32 scalar.
-          first_B: where each row begins; what is before is padding. 0 = no padding.
+          first_B: the place where each row begins; earlier ones are not read, and positions count
+            from it. Negative: the row continues from the end of the cache at its beginning, as
+            in a ring (see `cached_attention`).
 
         Returns: float32 logits, shape (B, T, V), and the cache including the new tokens.
         """

@@ -25,17 +25,24 @@ from gpt_jax.model import GPT, Cache, init_cache
 from gpt_jax.sampling.sampler import sample_token
 
 
-def _decode(
-    config: GPTConfig, params: Any, tokens_BT: Array, cache: Cache, start: Array | int
+def decode_step(
+    config: GPTConfig,
+    params: Any,
+    tokens_BT: Array,
+    cache: Cache,
+    start: Array | int,
+    first_B: Array | int = 0,
 ) -> tuple[Array, Cache]:
-    decoded = GPT(config).apply({"params": params}, tokens_BT, cache, start, method="decode")
+    """`GPT.decode`, which names the arguments."""
+    model, variables = GPT(config), {"params": params}
+    decoded = model.apply(variables, tokens_BT, cache, start, first_B, method="decode")
     return cast(tuple[Array, Cache], decoded)
 
 
 @partial(jax.jit, static_argnames="config", donate_argnames="cache")
 def prefill(config: GPTConfig, params: Any, cache: Cache, tokens_BP: Array, start: Array) -> Cache:
     """The cache (donated) with the keys and values of tokens at the positions from `start` on."""
-    return _decode(config, params, tokens_BP, cache, start)[1]
+    return decode_step(config, params, tokens_BP, cache, start)[1]
 
 
 # Scheduling a token's many small operations for concurrency costs more than it gains. Without it,
@@ -72,7 +79,7 @@ def draw_tokens(
 
     def draw_one(i: Array, carry: tuple[Array, Cache, Array]) -> tuple[Array, Cache, Array]:
         last_B, cache, new_BT = carry
-        logits_B1V, cache = _decode(config, params, last_B[:, None], cache, start + i)
+        logits_B1V, cache = decode_step(config, params, last_B[:, None], cache, start + i)
         u_B = lax.dynamic_index_in_dim(u_BT, start + i, 1, keepdims=False)
         sample = jax.vmap(sample_token, (0, 0, None, None, None))
         last_B = sample(logits_B1V[:, 0, :n_tokens], u_B, temperature, top_k, top_p)
@@ -132,7 +139,7 @@ def stream(
     while drawn < options.max_new_tokens:
         start = window.shape[1] - 1
         if moved:
-            cache = _prefill_window(config, params, cache, window[:, :-1], place)
+            cache = prefill_window(config, params, cache, window[:, :-1], place)
             u_BT = place(uniforms(seed, rows, drawn - start, config.block_size))
         space = config.block_size - start
         count = min(space, options.max_new_tokens - drawn, piece or space)
@@ -144,7 +151,7 @@ def stream(
         yield new[:num_samples]
         drawn, window = drawn + count, np.concatenate([window, new], axis=1)
         if moved := window.shape[1] > config.block_size:
-            window = window[:, -_half(config) :]
+            window = window[:, -half_window(config) :]
 
 
 def _layout(params: Any, num_samples: int) -> tuple[Callable[[Any], Any], int]:
@@ -161,17 +168,29 @@ def _layout(params: Any, num_samples: int) -> tuple[Callable[[Any], Any], int]:
     return lambda tree: jax.device_put(tree, over_devices), -(-num_samples // ways) * ways
 
 
-def _half(config: GPTConfig) -> int:
+def half_window(config: GPTConfig) -> int:
+    """The number of tokens that are kept when the window is full."""
     return max(config.block_size // 2, 1)
 
 
-def _prefill_window(
-    config: GPTConfig, params: Any, cache: Cache, tokens: np.ndarray, place: Callable[[Any], Any]
+def prefill_window(
+    config: GPTConfig,
+    params: Any,
+    cache: Cache,
+    tokens: np.ndarray,
+    place: Callable[[Any], Any] = lambda tree: tree,
+    most: int = 0,
 ) -> Cache:
-    """The cache with `tokens`, prefilled half a window at a time; more than half is rare."""
-    for start in range(0, tokens.shape[1], _half(config)):
-        piece = tokens[:, start : start + _half(config)]
-        padded = np.pad(piece, [(0, 0), (0, _half(config) - piece.shape[1])])
+    """The cache (donated) with `tokens`, (B, fewer than block_size), at the positions from 0 on.
+
+    Args:
+      place: see `_layout`.
+      most: tokens to prefill at a time; 0 = half a window. More than half a window is rare.
+    """
+    most = most or half_window(config)
+    for start in range(0, tokens.shape[1], most):
+        piece = tokens[:, start : start + most]
+        padded = np.pad(piece, [(0, 0), (0, most - piece.shape[1])])
         cache = prefill(config, params, cache, place(padded), start)
     return cache
 
