@@ -93,9 +93,6 @@ def _probabilities(
     return jax.nn.softmax(logits_1TV[0, length - 1, :n_tokens])
 
 
-_attention_maps = jax.jit(attention_maps, static_argnames="config")
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class TrainedModel:
     """A model and everything that belongs to it. Made by `load`.
@@ -386,8 +383,4 @@ class TrainedModel:
                 f"the text has {len(ids)} tokens, but a window has 1 to "
                 f"{self.config.model.block_size}: give a text of that length"
             )
-        # A power of two, so that texts of many lengths share few compiled programs.
-        width = min(1 << (len(ids) - 1).bit_length(), self.config.model.block_size)
-        window_T = np.pad(ids, (0, width - len(ids))).astype(np.int32)
-        maps = np.asarray(_attention_maps(self.config.model, self.params, window_T))
-        return maps[:, :, : len(ids), : len(ids)]
+        return attention_maps(self.config.model, self.params, ids)

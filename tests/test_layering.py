@@ -55,6 +55,10 @@ HOUSE = {
         *("answers", "rewards", "judging", "maker"),
     ],
     "api": [],
+    "serving": [
+        *("errors", "requests", "choice", "engine", "library", "drawing", "protocol", "inspection"),
+        *("guard", "app", "server"),
+    ],
 }
 ORDER = [
     ".".join(filter(None, [package, module]))

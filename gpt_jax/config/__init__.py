@@ -31,6 +31,7 @@ from gpt_jax.config.setting import (
     INT32,
     NOT_NEGATIVE,
     POSITIVE,
+    Rule,
     checked,
     nearest_divisors,
 )
@@ -51,6 +52,7 @@ __all__ = [
     "GPTConfig",
     "MeshConfig",
     "OptimizerConfig",
+    "Rule",
     "SampleConfig",
     "TrainConfig",
     "TuneConfig",

@@ -3,9 +3,12 @@
 Shapes (the suffix of a name): T time of the queries, S time of the keys, H heads, L blocks.
 """
 
+from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax import Array
 
@@ -18,16 +21,8 @@ def _makes_heads(module: nn.Module, method: str) -> bool:
     return method == "_heads"  # Of blocks.Attention: queries, keys and values.
 
 
-def attention_maps(config: GPTConfig, params: Any, tokens_T: Array) -> Array:
-    """The weights of attention for one window, in every block and head.
-
-    Args:
-      config: of an unrolled model; see stacking.py.
-      tokens_T: at most block_size ids.
-
-    Returns: shape (L, H, T, S). Row t says how much position t attends to each; it sums to 1, and
-      is 0 after position t.
-    """
+@partial(jax.jit, static_argnames="config")
+def _maps(config: GPTConfig, params: Any, tokens_T: Array) -> Array:
     _, found = GPT(config).apply(
         {"params": params}, tokens_T[None], capture_intermediates=_makes_heads
     )
@@ -37,4 +32,20 @@ def attention_maps(config: GPTConfig, params: Any, tokens_T: Array) -> Array:
         k = jnp.repeat(k, config.n_head // config.kv_heads, axis=2)
         q = q * config.head_dim**-0.5
         maps.append(attention_weights(q, k, config.matmul_dtype)[0])
-    return jnp.stack(maps)
+    return jnp.stack(maps).astype(jnp.float32)
+
+
+def attention_maps(config: GPTConfig, params: Any, ids: np.ndarray) -> np.ndarray:
+    """The weights of attention for one text, in every block and head.
+
+    Args:
+      config: of an unrolled model; see stacking.py.
+      ids: shape (T,), 1 to block_size.
+
+    Returns: float32, shape (L, H, T, S). Row t says how much token t attends to each; it sums to 1,
+      and is 0 after token t.
+    """
+    # Padded to a power of two: texts of many lengths share few compiled programs.
+    width = min(1 << (len(ids) - 1).bit_length(), config.block_size)
+    tokens_T = np.pad(ids, (0, width - len(ids))).astype(np.int32)
+    return np.asarray(_maps(config, params, tokens_T))[:, :, : len(ids), : len(ids)]

@@ -9,9 +9,10 @@ from gpt_jax.sampling.decode import generate, stream
 from gpt_jax.sampling.prompt import encode_prompt, known_prompt
 from gpt_jax.sampling.sampler import sample_token
 from gpt_jax.sampling.scores import Scores, text_scores
-from gpt_jax.sampling.slots import Slot, Slots
+from gpt_jax.sampling.slots import PIECE, Slot, Slots
 
 __all__ = [
+    "PIECE",
     "Scores",
     "Slot",
     "Slots",

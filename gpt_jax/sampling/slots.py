@@ -157,20 +157,25 @@ IDLE = Slot([0], SampleConfig(temperature=0.0, top_k=0), np.zeros(2, np.uint32))
 
 
 class Slots:
-    """Draws up to `most` texts at once. Not for several threads.
+    """Draws texts together. Not for several threads.
 
     The batch has as many rows as texts, rounded up to a power of two, so that one text is as fast
     as `stream` draws it. A number of rows is compiled when it first occurs.
     """
 
-    def __init__(self, config: GPTConfig, params: Any, most: int, n_tokens: int = 0) -> None:
+    def __init__(self, config: GPTConfig, params: Any, n_tokens: int = 0) -> None:
         """`params`: on one device. `n_tokens`: only ids below it can be drawn; 0 = all."""
         self._config = dataclasses.replace(config, matmul_dtype="float32")  # As in decode.py.
-        self._params, self.most = params, most
+        self._params = params
         self._n_tokens = n_tokens or config.vocab_size
         self._rows: list[Slot | None] = [None]
-        self._cache, self._one = init_cache(config, 1), init_cache(config, 1)
+        self._cache, self._one = self._empty(), self._empty()  # Of all rows; of one to prefill.
         self._place = 0  # That the next step writes.
+
+    def _empty(self) -> Cache:
+        """A cache of one row, on the device of the parameters."""
+        [device] = jax.tree.leaves(self._params)[0].devices()
+        return jax.device_put(init_cache(self._config, 1), device)
 
     @property
     def texts(self) -> list[Slot]:
@@ -178,7 +183,7 @@ class Slots:
         return [slot for slot in self._rows if slot is not None]
 
     def join(self, ids: np.ndarray, options: SampleConfig, seed: int, index: int = 0) -> Slot:
-        """Adds a text. Needs room: fewer than `most` texts.
+        """Adds a text.
 
         Args:
           ids: of its prompt, at least one. Of a longer prompt, the last block_size are read.

@@ -76,7 +76,7 @@ def draw(together, found, count):
 def test_a_text_alone_is_the_one_that_generate_draws(small, values, text):
     """Also past the window, for prompts shorter and longer than it."""
     model = make_model(small, *values.items())
-    together, found = Slots(*model, most=1), {}
+    together, found = Slots(*model), {}
     slot = join(together, text)
     while len(found.get(slot, ())) < 30:
         draw(together, found, PIECE)
@@ -87,7 +87,7 @@ def test_a_text_alone_is_the_one_that_generate_draws(small, values, text):
 def test_a_text_does_not_depend_on_who_else_joins_and_leaves(small, values):
     """Texts come and go at random, between pieces of random lengths."""
     model, random = make_model(small, *values.items()), np.random.default_rng(0)
-    together, found, whose = Slots(*model, most=5), {}, {}
+    together, found, whose = Slots(*model), {}, {}
     for _ in range(60):
         if len(together.texts) < 5 and random.random() < 0.5:
             text = TEXTS[random.integers(len(TEXTS))]
@@ -104,7 +104,7 @@ def test_a_text_does_not_depend_on_who_else_joins_and_leaves(small, values):
 
 def test_padded_ids_are_never_drawn(model):
     config, params = model
-    together, found = Slots(config, params, most=1, n_tokens=3), {}
+    together, found = Slots(config, params, n_tokens=3), {}
     slot = join(together, (4, SampleConfig(temperature=500.0, top_k=0), 0, 0))
     for _ in range(9):
         draw(together, found, PIECE)
@@ -113,7 +113,7 @@ def test_padded_ids_are_never_drawn(model):
 
 def test_scores_are_the_log_probabilities_of_the_model_without_options(model):
     config, params = model
-    together = Slots(config, params, most=2)
+    together = Slots(config, params)
     slot = join(together, (3, SampleConfig(temperature=3.0, top_k=2), 0, 0))
     other = join(together, (2, WARM, 1, 0))
     drawn = together.draw(3, scored=True)
@@ -129,7 +129,7 @@ def test_scores_are_the_log_probabilities_of_the_model_without_options(model):
 
 
 def test_rows_double_for_texts_that_join_and_halve_when_few_are_left(model):
-    together = Slots(*model, most=8)
+    together = Slots(*model)
     texts, rows = [], []
     for _ in range(5):
         texts.append(join(together, TEXTS[0]))
@@ -144,7 +144,7 @@ def test_rows_double_for_texts_that_join_and_halve_when_few_are_left(model):
 
 def test_other_texts_compile_nothing(model):
     config, params = model
-    together = Slots(config, params, most=2)
+    together = Slots(config, params)
     functions = slots.draw_piece, slots._insert, slots._rows, slots._key, decode.prefill
     for function in functions:
         function.clear_cache()
@@ -163,7 +163,7 @@ def test_the_cache_is_updated_in_place(model):
     config, params = model
     cache = init_cache(config, 2)
     places = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(cache)]
-    columns = Slots(config, params, 2)._columns()
+    columns = Slots(config, params)._columns()
     columns = jax.tree.map(lambda column: np.repeat(column, 2, axis=0), columns)
     *_, new = slots.draw_piece(config, params, cache, columns, 5, PIECE, True, 11)
     assert [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(new)] == places
