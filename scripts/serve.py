@@ -48,13 +48,16 @@ def serve(values: flags.FlagValues, words: list[str]) -> None:
     """Serves until a signal."""
     checked("slots", values.slots, int, POSITIVE)
     checked("queue", values.queue, int, POSITIVE)
+    if values.runs and values.workdir:
+        raise UserError("--runs and --workdir exclude each other: give one of them")
     key = read_key(values.api_key_file) if values.api_key_file else ""
     command_line.tell("loading JAX")  # Takes seconds.
     try:
         from gpt_jax import serving
     except ModuleNotFoundError as error:
         raise UserError(
-            f"the package {error.name} is missing: pip install -e '.[serve]' installs it"
+            f"the package {str(error.name).partition('.')[0]} is missing: install it with "
+            "pip install -e '.[serve]'"
         ) from error
     with serving.bind(values.host, values.port) as listening:
         if values.host not in LOCAL and not key:
@@ -93,8 +96,6 @@ def open_library(values: flags.FlagValues) -> "Library":
     start_devices(MeshConfig(cpu_devices=min(usable_cores(), values.slots)), values.slots)
     settings = values.step, values.slots, values.queue
     if values.runs:
-        if values.workdir:
-            raise UserError("--runs and --workdir exclude each other: give one of them")
         folder = absolute(values.runs)
         runs = serving.Library(serving.all_runs(folder), *settings)
         if not (names := runs.names()):

@@ -28,6 +28,7 @@ TEST = 'python3 -m venv .venv && .venv/bin/pip install -e ".[dev]" && .venv/bin/
 # What no user needs every day, and the parts of other scripts.
 NOT_IN_TABLE = (
     "benchmark",
+    "load",
     "soak",
     "power_cut",
     "campaign",
@@ -52,7 +53,8 @@ SHORT_PROGRAM = ('{"steps": 200}', '{"steps": 2}, "optimizer": {"warmup_steps": 
 # These need minutes, a GPU or other processes, or another test runs them: only their flags are
 # checked.
 NOT_RUN = (
-    *("soak.py", "power_cut.py", "campaign.py", "benchmark.py", "baby.py", "--distributed"),
+    *("serve.py", "load.py", "soak.py", "power_cut.py", "campaign.py", "benchmark.py", "baby.py"),
+    "--distributed",
     *("gpt2.py:small --config.train",),
     *("play.py", "instruct.py", "prefer.py", "reward.py", "runs/play-instruct"),
     *("runs/shakespeare", "alpaca.jsonl", "runs/gpt2 --instruction"),

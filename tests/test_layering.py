@@ -30,7 +30,7 @@ HOUSE = {
     ],
     "model": [
         *("random_bits", "dropout", "initializers", "activations", "layers", "attention"),
-        *("blocks", "stacking", "gpt", "attention_maps"),
+        *("blocks", "stacking", "gpt", "maps"),
     ],
     "devices": [
         *("jax_settings", "hardware", "device_count", "mesh", "batch_layout", "sharding"),
@@ -170,6 +170,7 @@ def test_some_modules_need_no_jax(module):
         ("safetensors", "gpt2.tensors"),
         ("tokenizers", "text.bpe"),
         ("urllib", "text.corpus"),
+        ("uvicorn", "serving.server"),
         ("absl", None),
     ],
 )

@@ -6,10 +6,10 @@ and attention.py. The KV cache is made in gpt.py (init_cache) and filled in bloc
 """
 
 from gpt_jax.model.attention import query_blocks
-from gpt_jax.model.attention_maps import attention_maps
 from gpt_jax.model.gpt import GPT, Cache, init_cache
 from gpt_jax.model.initializers import INIT_STDDEV
 from gpt_jax.model.layers import NORM_EPSILON, einsum
+from gpt_jax.model.maps import attention_maps
 from gpt_jax.model.stacking import plain, stack, unrolled
 
 __all__ = [

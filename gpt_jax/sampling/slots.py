@@ -28,8 +28,8 @@ from gpt_jax.sampling.decode import decode_step, half_window, prefill_window
 from gpt_jax.sampling.sampler import sample_rows
 from gpt_jax.sampling.scores import Scores, scores_of
 
-PIECE = 16  # Most tokens per piece: hides the 0.2 ms between two pieces, and is a few milliseconds.
-SHORTEST_PREFILL = 8  # Tokens. Half of them would save a third of the time.
+PIECE = 16  # Most tokens per piece: the work between two pieces is small against it.
+SHORTEST_PREFILL = 8  # Tokens. They take 0.26 ms with configs/tiny.py; half a window takes 1.2 ms.
 
 
 class Columns(NamedTuple):

@@ -59,7 +59,7 @@ class Computations:
     async def run(self, function: Callable[..., T], *arguments: Any) -> T:
         """What the function returns. Raises ApiError if too many wait already."""
         if self._count >= MOST_WAITING:
-            raise ApiError(429, "too many requests wait already: try again in a few seconds")
+            raise ApiError(429, "too many requests wait: try again in a few seconds")
         self._count += 1
         try:
             loop = asyncio.get_running_loop()

@@ -97,7 +97,7 @@ class Drawing:
         try:
             served.engine.submit(self._jobs)
         except QueueFull:
-            message = "too many texts wait already: try again in a few seconds"
+            message = "too many texts wait: try again in a few seconds"
             raise ApiError(429, message, code="queue_full") from None
 
     def _job(self, choice: Choice) -> Job:

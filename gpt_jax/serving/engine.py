@@ -23,6 +23,7 @@ from gpt_jax.config import SampleConfig
 from gpt_jax.devices import pinned_settings
 from gpt_jax.errors import first_cause
 from gpt_jax.sampling import PIECE, Scores, Slot, Slots
+from gpt_jax.training.memory import check_sampling
 
 PIECE_S = 0.02  # Time of a piece: short enough for a text to appear smoothly.
 
@@ -50,15 +51,20 @@ class Job:
 
 
 class QueueFull(Exception):
-    """More texts wait than the engine accepts."""
+    """More texts wait than the engine accepts, or another engine has taken its place."""
 
 
 class Engine:
     """The workers of a model and their queue. Its methods may be called from any thread."""
 
     def __init__(self, model: TrainedModel, slots: int, queue: int) -> None:
-        """`slots`: texts at once, shared by the devices. `queue`: texts that may wait."""
+        """Starts the workers. `slots`: texts at once, over all devices. `queue`: texts that may wait.
+
+        Raises:
+          UserError: if the devices cannot hold the KV cache of so many texts.
+        """
         devices = jax.local_devices()[:slots]
+        check_sampling(model.config.model, slots, devices)
         self._model, self._most, self._room = model, -(-slots // len(devices)), queue
         self._waiting: collections.deque[Job] = collections.deque()
         self._active = 0
@@ -79,7 +85,7 @@ class Engine:
     def submit(self, jobs: Sequence[Job]) -> None:
         """Puts jobs into the queue: all of them or, if it raises QueueFull, none."""
         with self._changed:
-            if len(self._waiting) + len(jobs) > self._room:
+            if self._is_closed or len(self._waiting) + len(jobs) > self._room:
                 raise QueueFull
             self._waiting += jobs
             self._changed.notify_all()
@@ -176,7 +182,8 @@ class _Worker:
     def fail(self, reason: str) -> None:
         """Ends all texts with an error."""
         for job in self.jobs:
-            job.fail(reason)
+            if not job.is_cancelled:
+                job.fail(reason)
 
     def _made(self) -> Slots:
         model = self._model

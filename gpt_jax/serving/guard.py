@@ -12,9 +12,8 @@ A browser sends requests to this computer for any page it shows. Two checks keep
 import hmac
 import ipaddress
 from collections.abc import Collection
-from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers
+from starlette.datastructures import URL, Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -51,7 +50,7 @@ class SameSite:
 
     def _is_ours(self, host: str) -> bool:
         try:
-            name = urlsplit(f"//{host}").hostname or ""
+            name = URL(f"http://{host}").hostname or ""
             return name in self._hosts or bool(ipaddress.ip_address(name))
         except ValueError:
             return False

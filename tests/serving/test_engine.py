@@ -148,7 +148,7 @@ def test_pieces_are_as_long_as_the_time_between_two_allows(make, model, monkeypa
 
     monkeypatch.setattr(Slots, "draw", noted)
     monkeypatch.setattr("time.perf_counter", lambda: clock[0])
-    for seconds, expected in ((1.0, 1), (0.005, 4), (1e-6, 16)):
+    for seconds, expected in ((1.0, 1), (0.0045, 4), (1e-6, 16)):
         engine = make(slots=1)
         submit(engine, text := Text(model, most=100))
         text.text(model)
