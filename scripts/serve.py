@@ -98,9 +98,9 @@ def open_library(values: flags.FlagValues) -> "Library":
     if values.runs:
         folder = absolute(values.runs)
         runs = serving.Library(serving.all_runs(folder), *settings)
-        if not (names := runs.names()):
+        if not (names := ", ".join(runs.folders())):
             raise UserError(f"{folder} holds no runs: name a folder of runs, such as runs")
-        command_line.tell(f"serving {len(names)} run(s): {', '.join(names)}")
+        command_line.tell(f"serving {names}")
         return runs
     folder = absolute(values.workdir) if values.workdir else absolute(newest_run(Path("runs")))
     command_line.tell(f"loading {folder}")

@@ -57,7 +57,7 @@ HOUSE = {
     "api": [],
     "serving": [
         *("errors", "requests", "choice", "engine", "library", "drawing", "protocol", "inspection"),
-        *("guard", "app", "server"),
+        *("sending", "handlers", "guard", "app", "server"),
     ],
 }
 ORDER = [

@@ -64,9 +64,9 @@ class Library:
         self._loaded: dict[str, Served] = {}  # The one asked for longest ago comes first.
         self._locks: dict[str, asyncio.Lock] = {}
 
-    def names(self) -> list[str]:
-        """The names of all runs, sorted."""
-        return sorted(self._folders())
+    def folders(self) -> dict[str, Path]:
+        """The folder of every run by its name, sorted."""
+        return dict(sorted(self._folders().items()))
 
     def folder(self, name: str) -> Path:
         """The folder of a run. Raises ApiError if there is no such run."""
@@ -79,16 +79,20 @@ class Library:
 
     async def get(self, name: str) -> Served:
         """A run, loaded. Raises ApiError if there is no such run, or if it cannot be read."""
-        folder = self.folder(name)
+        # If the client goes away, the run is still loaded: its workers must not be lost.
+        return await asyncio.shield(self._get(name, self.folder(name)))
+
+    async def _get(self, name: str, folder: Path) -> Served:
         async with self._locks.setdefault(name, asyncio.Lock()):
-            served = self._loaded.pop(name, None)
             try:
-                served = await asyncio.to_thread(self._refreshed, folder, served)
+                before = self._loaded.get(name)
+                served = await asyncio.to_thread(self._refreshed, folder, before)
             except UserError as error:
                 raise ApiError(503, str(error), code="run_unreadable", param="model") from None
             except Exception as error:
                 message = f"the run {name} cannot be read ({first_cause(error)})"
                 raise ApiError(503, message, code="run_unreadable", param="model") from error
+            self._loaded.pop(name, None)
             self._loaded[name] = served
         self._drop_old()
         return served
@@ -126,8 +130,8 @@ class Library:
         return served
 
     def _drop_old(self) -> None:
-        """Drops runs until few are loaded, but none that is at work."""
-        for name, served in list(self._loaded.items()):
+        """Drops runs until few are loaded, but none that is at work, nor the newest."""
+        for name, served in list(self._loaded.items())[:-1]:
             if len(self._loaded) > MOST_LOADED and served.engine.is_idle:
                 self._loaded.pop(name).engine.close()
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt_jax.serving import app
+from gpt_jax.serving import handlers
 from gpt_jax.serving.requests import NEUTRAL
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
@@ -112,7 +112,7 @@ def test_a_long_value_is_not_repeated_whole(url):
 
 
 def test_a_large_body_is_refused(url):
-    body = GOOD | {"prompt": "a" * app.MOST_BYTES}
+    body = GOOD | {"prompt": "a" * handlers.MOST_BYTES}
     assert "the body is too large" in refused(url, 413, body)
 
 
@@ -127,7 +127,7 @@ def test_a_large_body_of_unknown_length_is_refused_before_its_end(url):
 
 
 def test_a_body_that_never_ends_is_given_up(runs, monkeypatch):
-    monkeypatch.setattr(app, "BODY_S", 0.05)
+    monkeypatch.setattr(handlers, "BODY_S", 0.05)
     with live.server(runs) as url:
         host, port = urlsplit(url).netloc.split(":")
         head = f"POST {COMPLETIONS} HTTP/1.1\r\nHost: {host}\r\nContent-Length: 9\r\n\r\n"
@@ -175,7 +175,7 @@ def test_our_own_fault_is_told_without_a_traceback(runs, monkeypatch, capsys):
     def fail(*_):
         raise RuntimeError("secret")
 
-    monkeypatch.setattr(app.inspection, "inspect", fail)
+    monkeypatch.setattr(handlers.inspection, "inspect", fail)
     with live.server(runs) as url:
         message = refused(url, 500, {"model": "small", "text": "a"}, "/api/inspect")
         assert message == "the server failed: its terminal says why"
