@@ -58,7 +58,11 @@ class Engine:
     """The workers of a model and their queue. Its methods may be called from any thread."""
 
     def __init__(self, model: TrainedModel, slots: int, queue: int) -> None:
-        """Starts the workers. `slots`: texts at once, over all devices. `queue`: texts that may wait.
+        """Starts the workers.
+
+        Args:
+          slots: texts at once, over all devices.
+          queue: texts that may wait.
 
         Raises:
           UserError: if the devices cannot hold the KV cache of so many texts.

@@ -1,9 +1,7 @@
 """Texts of many clients: shared devices, a queue, cancellation, faults."""
 
-import queue as queues
 import threading
 
-import numpy as np
 import pytest
 
 from gpt_jax.sampling import Slots, encode_prompt
@@ -65,7 +63,9 @@ def submit(engine, *texts):
 def test_a_text_depends_on_nothing_but_itself(make, model, slots):
     """Nine texts over one to three devices, which have a slot each."""
     engine = make(slots)
-    texts = [Text(model, seed=i, temperature=0.5 + i / 10, prompt="The king"[: 1 + i]) for i in range(9)]
+    texts = [
+        Text(model, seed=i, temperature=0.5 + i / 10, prompt="The king"[: 1 + i]) for i in range(9)
+    ]
     submit(engine, *texts)
     for i, text in enumerate(texts):
         whole = model.generate(
@@ -137,21 +137,18 @@ def test_a_closed_engine_finishes_its_texts(make, model):
     assert engine.is_idle
 
 
-def test_pieces_are_as_long_as_the_time_between_two_allows(make, model, monkeypatch):
-    """A slow model draws one token at a time, a fast one up to 16."""
-    counts, draw, clock = queues.Queue(), Slots.draw, [0.0]
+@pytest.mark.parametrize(("seconds", "expected"), [(1.0, 1), (0.0045, 4), (1e-6, 16)])
+def test_a_slow_model_draws_shorter_pieces(make, model, monkeypatch, seconds, expected):
+    """As many tokens as take 20 ms, and at most 16; the first piece is a single token."""
+    counts, draw, clock = [], Slots.draw, [0.0]
 
     def noted(slots, count, scored):
-        counts.put(count)
+        counts.append(count)
         clock[0] += seconds * count
         return draw(slots, count, scored)
 
     monkeypatch.setattr(Slots, "draw", noted)
     monkeypatch.setattr("time.perf_counter", lambda: clock[0])
-    for seconds, expected in ((1.0, 1), (0.0045, 4), (1e-6, 16)):
-        engine = make(slots=1)
-        submit(engine, text := Text(model, most=100))
-        text.text(model)
-        found = [counts.get() for _ in range(counts.qsize())]
-        assert found[1:-1] and set(found[1:]) == {expected}
-        assert np.sum(found) >= 100
+    submit(make(slots=1), text := Text(model, most=100))
+    text.text(model)
+    assert counts[0] == 1 and set(counts[1:]) == {expected}
