@@ -90,15 +90,14 @@ def sampling_speed(workdir: Path, tokens: int = 2000) -> float:
 def server(workdir: Path) -> Iterator[tuple[str, int]]:
     """Starts a server. Yields its address and its process, which ends with the block."""
     words = [sys.executable, str(SERVE), "--port=0", f"--workdir={workdir}"]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
-    try:
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        if not (url := process.stdout.readline().strip()):
-            raise UserError(f"scripts/serve.py does not start with --workdir={workdir}: see above")
-        yield url, process.pid
-    finally:
-        process.terminate()
-        process.wait()
+        try:
+            if not (url := process.stdout.readline().strip()):
+                raise UserError(f"scripts/serve.py does not serve {workdir}: see above")
+            yield url, process.pid
+        finally:
+            process.terminate()
 
 
 def prompt_of(url: str) -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import command_line
 from absl import flags
 
-from gpt_jax.config import POSITIVE, checked
+from gpt_jax.config import POSITIVE, Rule, checked
 from gpt_jax.errors import UserError
 from gpt_jax.files import absolute, expanded, read_file
 from gpt_jax.runs import newest_run
@@ -24,6 +24,7 @@ from gpt_jax.runs import newest_run
 if TYPE_CHECKING:
     from gpt_jax.serving import Library
 
+PORT = Rule("0 to 65535", lambda x: 0 <= x < 2**16)
 LOCAL = ("127.0.0.1", "::1", "localhost")
 FLAGS: tuple[command_line.Flag, ...] = (
     command_line.WORKDIR,
@@ -46,6 +47,7 @@ def main(argv: Sequence[str]) -> int:
 
 def serve(values: flags.FlagValues, words: list[str]) -> None:
     """Serves until a signal."""
+    checked("port", values.port, int, PORT)
     checked("slots", values.slots, int, POSITIVE)
     checked("queue", values.queue, int, POSITIVE)
     if values.runs and values.workdir:

@@ -19,7 +19,7 @@ def bind(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=1024)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise UserError(
             f"{host}, port {port}, cannot be listened on ({error}): choose another --port, or an "
             "address of this machine as --host"
@@ -44,6 +44,7 @@ def settings(app: ASGIApp) -> uvicorn.Config:
         http="h11",
         ws="none",
         lifespan="on",
+        log_config=None,  # Python's default: errors go to stderr.
         log_level="error",
         access_log=False,
         server_header=False,

@@ -82,7 +82,7 @@ def run(*words):
     [
         (["--slots=0"], "slots = 0 is out of range"),
         (["--queue=-1"], "queue = -1 is out of range"),
-        (["--port=99999"], "127.0.0.1, port 99999, cannot be listened on"),
+        (["--port=99999"], "port = 99999 is out of range: it must be 0 to 65535"),
         (["--host=203.0.113.1"], "203.0.113.1, port 8080, cannot be listened on"),
         (["--api_key_file=no/such/file"], "--api_key_file=no/such/file cannot be read"),
         (["--port=0", "--workdir=no/such"], "no/such/checkpoints holds no checkpoint"),
