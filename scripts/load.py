@@ -58,7 +58,7 @@ def measure(values: flags.FlagValues, words: list[str]) -> int:
         body = {"model": workdir.resolve().name, "max_tokens": values.max_tokens}
         body |= {"prompt": prompt_of(url), "stream": True}
         for count in sorted({1, *clients}):  # Compiles every number of rows.
-            asyncio.run(load(url, body, count, 1))
+            asyncio.run(load(url, body, count, 2))
         for count in clients:
             texts = values.texts * (4 if count == 1 else 1)
             command_line.say(asyncio.run(load(url, body, count, texts)))
