@@ -30,7 +30,7 @@ HOUSE = {
     ],
     "model": [
         *("random_bits", "dropout", "initializers", "activations", "layers", "attention"),
-        *("blocks", "stacking", "gpt", "maps"),
+        *("blocks", "stacking", "gpt"),
     ],
     "devices": [
         *("jax_settings", "hardware", "device_count", "mesh", "batch_layout", "sharding"),
@@ -40,7 +40,7 @@ HOUSE = {
         *("lock", "checkpoint_list", "record", "resume", "checkpoint_files", "damage", "digest"),
         *("silence", "literal_names", "checkpoints", "recovery"),
     ],
-    "sampling": ["sampler", "scores", "decode", "slots", "prompt"],
+    "sampling": ["sampler", "decode", "prompt"],
     "gpt2": ["names", "config_json", "tensors", "folder", "export"],
     "training": [
         *("muon", "optimizer", "state", "step", "communication", "origin", "memory"),
@@ -54,9 +54,12 @@ HOUSE = {
         *("source", "losses", "scoring", "instructions", "preferences", "reward", "drawing"),
         *("answers", "rewards", "judging", "maker"),
     ],
+    "inspection": [],
+    "completion": [],
     "api": [],
     "serving": [
-        *("errors", "requests", "choice", "engine", "library", "drawing", "protocol", "inspection"),
+        *("errors", "requests", "choice", "slots", "engine", "library", "drawing", "protocol"),
+        "page_data",
         *("sending", "handlers", "guard", "app", "server"),
     ],
 }

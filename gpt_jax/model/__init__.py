@@ -5,11 +5,10 @@ or the mesh; it only gives the axes of arrays their logical names. Read gpt.py f
 and attention.py. The KV cache is made in gpt.py (init_cache) and filled in blocks.py.
 """
 
-from gpt_jax.model.attention import query_blocks
+from gpt_jax.model.attention import attention_weights, query_blocks
 from gpt_jax.model.gpt import GPT, Cache, init_cache
 from gpt_jax.model.initializers import INIT_STDDEV
 from gpt_jax.model.layers import NORM_EPSILON, einsum
-from gpt_jax.model.maps import attention_maps
 from gpt_jax.model.stacking import plain, stack, unrolled
 
 __all__ = [
@@ -17,7 +16,7 @@ __all__ = [
     "INIT_STDDEV",
     "NORM_EPSILON",
     "Cache",
-    "attention_maps",
+    "attention_weights",
     "einsum",
     "init_cache",
     "plain",

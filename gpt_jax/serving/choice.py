@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from gpt_jax.sampling import Scores
+from gpt_jax.inspection import Scores
 from gpt_jax.text import TextStream, Tokenizer
 
 STOP, LENGTH = "stop", "length"  # Why a text ends: a string or its template ended it; max_tokens.

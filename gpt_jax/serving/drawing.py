@@ -9,12 +9,14 @@ import numpy as np
 
 from gpt_jax.config import SampleConfig
 from gpt_jax.errors import UserError
-from gpt_jax.sampling import Scores, encode_prompt
+from gpt_jax.inspection import Scores
+from gpt_jax.sampling import encode_prompt
 from gpt_jax.serving.choice import Choice, Piece, merged
 from gpt_jax.serving.engine import Job, QueueFull
 from gpt_jax.serving.errors import ApiError
 from gpt_jax.serving.library import Served
 from gpt_jax.serving.requests import MOST_TOKENS, TextRequest
+from gpt_jax.tuning.answers import room_for_answer
 
 
 class Mailbox:
@@ -52,21 +54,32 @@ def prompt_ids(served: Served, request: TextRequest) -> list[np.ndarray]:
     try:
         if not request.turns:
             found = [encode_prompt(tokenizer, prompt) for prompt in request.prompts]
-        elif served.template is None:
+        elif served.model.template is None:
             message = (
                 f"the run {served.name} was not tuned on conversations: use /v1/completions, or "
                 "choose a tuned run"
             )
             raise ApiError(400, message, code="not_a_chat_model", param="model")
         else:
-            found = [served.template.prompt_ids(tokenizer, request.turns)]
+            found = [served.model.template.prompt_ids(tokenizer, request.turns)]
     except UserError as error:
         param = "messages" if request.turns else "prompt"
         raise ApiError(400, str(error), code="unknown_character", param=param) from None
+    _check_lengths(found, request, served.model.config.model.block_size)
+    return found
+
+
+def _check_lengths(found: list[np.ndarray], request: TextRequest, block_size: int) -> None:
+    """Raises ApiError for too many tokens. A conversation must leave room for an answer."""
+    try:
+        if request.turns:
+            room_for_answer(found[0], block_size)
+    except UserError as error:
+        code = "context_length_exceeded"
+        raise ApiError(400, str(error), code=code, param="messages") from None
     if (longest := max(map(len, found))) > MOST_TOKENS:
         message = f"the prompt has {longest:,} tokens: send at most {MOST_TOKENS:,}"
         raise ApiError(400, message, code="context_length_exceeded", param="prompt")
-    return found
 
 
 class Drawing:
@@ -82,9 +95,10 @@ class Drawing:
         self.served, self.request, self.prompts = served, request, prompts
         self._options = served.model.sample_config("", **request.options)
         stops = request.stops
-        if request.turns and served.template:
-            stops = (*stops, served.template.end)
         most, tokenizer = self._options.max_new_tokens, served.model.tokenizer
+        if request.turns and (template := served.model.template):
+            stops = (*stops, template.end)
+            most = min(most, room_for_answer(prompts[0], served.model.config.model.block_size))
         self.choices = [
             Choice(
                 index, tokenizer, stops, most, request.logprobs,

@@ -5,7 +5,7 @@ two pieces a worker takes texts from the queue while it has fewer than its share
 piece of all its texts, and hands each its new ids. Nobody waits for a client: the ids are handed
 over and forgotten.
 
-What a text gets does not depend on the worker or on the other texts; see sampling/slots.py.
+What a text gets does not depend on the worker or on the other texts; see slots.py.
 """
 
 import collections
@@ -22,7 +22,8 @@ from gpt_jax.api import TrainedModel
 from gpt_jax.config import SampleConfig
 from gpt_jax.devices import pinned_settings
 from gpt_jax.errors import first_cause
-from gpt_jax.sampling import PIECE, Scores, Slot, Slots
+from gpt_jax.inspection import Scores
+from gpt_jax.serving.slots import PIECE, Slot, Slots
 from gpt_jax.training.memory import check_sampling
 
 PIECE_S = 0.02  # Time of a piece: short enough for a text to appear smoothly.

@@ -12,7 +12,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from gpt_jax.api import TrainedModel
 from gpt_jax.errors import UserError
-from gpt_jax.serving import inspection
+from gpt_jax.serving import page_data
 from gpt_jax.serving.choice import Piece, Token, merged
 from gpt_jax.serving.drawing import Drawing, prompt_ids
 from gpt_jax.serving.errors import ApiError
@@ -120,7 +120,7 @@ class Handlers:
         for number, (prompt, ids) in enumerate(zip(wanted.prompts, prompts, strict=True)):
             tokens: tuple[Token, ...] = ()
             if wanted.logprobs is not None:
-                compute = inspection.prompt_tokens
+                compute = page_data.prompt_tokens
                 tokens = tuple(await self._computations.run(compute, model, ids, wanted.logprobs))
             indices = range(number * wanted.n, (number + 1) * wanted.n)
             found += [Piece(index, prompt, tokens) for index in indices]
@@ -129,22 +129,22 @@ class Handlers:
     async def runs(self, request: Request) -> Response:
         """GET /api/runs"""
         folders = self._library.folders()
-        describe = inspection.describe
+        describe = page_data.describe
         found = await self._computations.run(lambda: list(map(describe, folders, folders.values())))
         return JSONResponse(found)
 
     async def progress(self, request: Request) -> Response:
         """GET /api/runs/NAME"""
         folder = self._library.folder(request.path_params["name"])
-        return JSONResponse(await self._computations.run(inspection.progress, folder))
+        return JSONResponse(await self._computations.run(page_data.progress, folder))
 
     async def inspect(self, request: Request) -> Response:
         """POST /api/inspect"""
-        return await self._computed(request, inspection.inspect)
+        return await self._computed(request, page_data.inspect)
 
     async def attention(self, request: Request) -> Response:
         """POST /api/attention"""
-        return await self._computed(request, inspection.attention)
+        return await self._computed(request, page_data.attention)
 
     async def _computed(self, request: Request, function: Callable[..., Any]) -> Response:
         fields = Fields(await body_of(request))

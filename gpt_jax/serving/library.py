@@ -12,11 +12,9 @@ from typing import Any
 
 from gpt_jax.api import TrainedModel, load
 from gpt_jax.errors import UserError, first_cause
-from gpt_jax.runs import existing_record
 from gpt_jax.runs.recovery import find_for_reading
 from gpt_jax.serving.engine import Engine
 from gpt_jax.serving.errors import ApiError
-from gpt_jax.tuning.template import Template
 
 MOST_LOADED = 4  # Runs in memory; the one asked for longest ago is dropped first.
 CLOSING_S = 5.0  # A worker ends after its piece.
@@ -38,14 +36,12 @@ class Served:
 
     Attributes:
       checkpoint: its step and the hash of its arrays.
-      template: how a conversation becomes text; None unless the run was tuned.
     """
 
     name: str
     model: TrainedModel
     engine: Engine
     checkpoint: Any
-    template: Template | None
 
 
 class Library:
@@ -118,11 +114,9 @@ class Library:
         return fresh
 
     def _load(self, folder: Path, checkpoint: Any) -> Served:
-        content = existing_record(folder).template
-        template = None if content is None else Template.from_dict(content)
         model = load(folder, self._step)
         engine = Engine(model, self._slots, self._queue)
-        return Served(folder.name, model, engine, checkpoint, template)
+        return Served(folder.name, model, engine, checkpoint)
 
     def preload(self, folder: Path) -> Served:
         """Loads a run before the server starts. Raises UserError if it cannot be read."""

@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gpt_jax.config import GPTConfig, SampleConfig
 from gpt_jax.devices import processes
+from gpt_jax.errors import UserError
 from gpt_jax.text import Tokenizer
 from gpt_jax.tuning.drawing import aligned, draw_over, exact
 
@@ -91,6 +92,18 @@ class Drawer:
         size = len(self.end_ids)
         ended = np.array_equal(ids[-size:], self.end_ids)
         return Answer(ids, self.tokenizer.decode(ids[:-size] if ended else ids), ended)
+
+
+def room_for_answer(prompt: np.ndarray, block_size: int) -> int:
+    """Tokens that an answer can have: it ends where the window is full, so that the whole prompt
+    stays in view. Raises UserError if there is no room.
+    """
+    if len(prompt) >= block_size:
+        raise UserError(
+            f"an instruction has {len(prompt)} tokens, which leaves no room for an answer in a "
+            f"window of {block_size}: give a shorter one"
+        )
+    return block_size - len(prompt)
 
 
 def answer_all(

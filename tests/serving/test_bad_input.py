@@ -186,7 +186,7 @@ def test_our_own_fault_is_told_without_a_traceback(runs, monkeypatch, capsys):
     def fail(*_):
         raise RuntimeError("secret")
 
-    monkeypatch.setattr(handlers.inspection, "inspect", fail)
+    monkeypatch.setattr(handlers.page_data, "inspect", fail)
     with live.server(runs) as url:
         message = refused(url, 500, {"model": "small", "text": "a"}, "/api/inspect")
         assert message == "the server failed: its terminal says why"

@@ -4,8 +4,9 @@ import threading
 
 import pytest
 
-from gpt_jax.sampling import Slots, encode_prompt
+from gpt_jax.sampling import encode_prompt
 from gpt_jax.serving.engine import Engine, Job, QueueFull
+from gpt_jax.serving.slots import Slots
 
 PATIENCE_S = 120  # Until a test fails.
 

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from gpt_jax.inspection import attention_maps
 from gpt_jax.model.gpt import GPT
 from gpt_jax.model.layers import NORM_EPSILON
-from gpt_jax.model.maps import attention_maps
 
 TOKENS = np.arange(7) * 3 % 11
 

@@ -9,9 +9,9 @@ import numpy as np
 from gpt_jax.api import TrainedModel
 from gpt_jax.devices import pinned_settings
 from gpt_jax.files import read_file
-from gpt_jax.model import attention_maps
+from gpt_jax.inspection import attention_maps, text_scores
 from gpt_jax.runs import Record, read_record
-from gpt_jax.sampling import encode_prompt, text_scores
+from gpt_jax.sampling import encode_prompt
 from gpt_jax.serving.choice import Token, Tokens
 from gpt_jax.training import curves, log
 
