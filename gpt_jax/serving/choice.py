@@ -94,6 +94,7 @@ class Choice:
 
     Attributes:
       index: its number in the answer.
+      most: tokens of the text, if nothing else ends it.
       drawn: tokens so far, those of the string that ended it among them.
       finish_reason: None while the text goes on.
     """
@@ -109,11 +110,11 @@ class Choice:
     ) -> None:
         """Args:
         stops: strings that end the text; it ends before them.
-        most: tokens of a text that nothing else ends.
+        most: see the class.
         best: likeliest tokens to report with each token; None = no report.
         offset: characters of the answer before this text: those of a prompt that is repeated.
         """
-        self.index, self._most, self._stops = index, most, stops
+        self.index, self.most, self._stops = index, most, stops
         self._text = TextStream(tokenizer, stops)
         self._tokens = None if best is None else Tokens(tokenizer, best, offset)
         self._held: list[Token] = []  # Tokens whose text is held back.
@@ -127,7 +128,7 @@ class Choice:
         text, before = "", self.drawn
         for step in steps:
             if self.finish_reason is None:
-                text += self._add(step[: self._most - self.drawn])
+                text += self._add(step[: self.most - self.drawn])
         self._sent += len(text)
         new = self.drawn - before
         tokens = self._certain(ids[:new].tolist(), Scores(*(x[:new] for x in scores)))
@@ -135,10 +136,10 @@ class Choice:
 
     def _add(self, ids: np.ndarray) -> str:
         self.drawn += len(ids)
-        text = self._text.add(ids, final=self.drawn == self._most)
+        text = self._text.add(ids, final=self.drawn == self.most)
         if self._text.stopped:
             self.finish_reason = STOP
-        elif self.drawn == self._most:
+        elif self.drawn == self.most:
             self.finish_reason = LENGTH
         return text
 

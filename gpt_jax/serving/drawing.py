@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator
 
 import numpy as np
 
-from gpt_jax.config import SampleConfig
 from gpt_jax.errors import UserError
 from gpt_jax.inspection import Scores
 from gpt_jax.sampling import encode_prompt
@@ -125,9 +124,8 @@ class Drawing:
             self._mailbox.put(Piece(choice.index, "", error=reason))
 
         ids, index = self.prompts[choice.index // self.request.n], choice.index % self.request.n
-        options: SampleConfig = self._options
         scored = self.request.logprobs is not None
-        return Job(ids, options, self.request.seed, index, scored, take, fail)
+        return Job(ids, self._options, self.request.seed, index, choice.most, scored, take, fail)
 
     async def pieces(self) -> AsyncIterator[Piece]:
         """The pieces of all texts as they come. Raises ApiError if a text cannot be drawn."""

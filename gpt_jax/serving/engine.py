@@ -36,6 +36,7 @@ class Job:
     Attributes:
       ids: of the prompt.
       options: see Slots.join, as for seed and index.
+      left: tokens that may still be drawn, at least one.
       scored: whether log-probabilities are wanted.
       take: gets new ids and their scores; returns whether the text goes on.
       fail: gets the reason why the text cannot be drawn.
@@ -45,6 +46,7 @@ class Job:
     options: SampleConfig
     seed: int
     index: int
+    left: int
     scored: bool
     take: Callable[[np.ndarray, Scores], bool]
     fail: Callable[[str], None]
@@ -178,11 +180,15 @@ class _Worker:
             if job not in self._slot_of:
                 self._slot_of[job] = slots.join(job.ids, job.options, job.seed, job.index)
         started = time.perf_counter()
-        count = max(1, min(PIECE, int(PIECE_S / self._seconds)))
+        longest = max(job.left for job in self.jobs)
+        count = max(1, min(PIECE, longest, int(PIECE_S / self._seconds)))
         drawn = slots.draw(count, any(job.scored for job in self.jobs))
-        self._seconds = (time.perf_counter() - started) / count
+        most = max(len(ids) for ids, _ in drawn.values())
+        self._seconds = (time.perf_counter() - started) / most
         for job in self.jobs:
-            job.is_cancelled |= not job.take(*drawn[self._slot_of[job]])
+            ids, scores = drawn[self._slot_of[job]]
+            job.left -= len(ids)
+            job.is_cancelled |= not job.take(ids, scores)
 
     def fail(self, reason: str) -> None:
         """Ends all texts with an error."""

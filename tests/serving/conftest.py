@@ -18,7 +18,8 @@ from gpt_jax.runs.record import matching_tokenizer, read_record, write_record
 from gpt_jax.training import loop
 from gpt_jax.tuning.template import Template
 
-MODEL = {"block_size": 16, "n_layer": 1, "n_head": 2, "n_embd": 16, "matmul_dtype": "float32"}
+MODEL = {"n_layer": 1, "n_head": 2, "n_embd": 16, "matmul_dtype": "float32"}
+TALK = "Who is here? The king is. What is it? The crown is here. Be brief. "
 
 # Adds nothing to a prompt. A barely trained model soon draws the end of an answer.
 TEMPLATE = Template(("", ""), ("", ""), ("", "e "))
@@ -28,30 +29,31 @@ TEMPLATE = Template(("", ""), ("", ""), ("", "e "))
 def runs(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the runs small, chat and bytes. Tests must not change it."""
     folder = tmp_path_factory.mktemp("served")
-    for name in ("small", "chat"):
-        shutil.copytree(trained, folder / name)
+    shutil.copytree(trained, folder / "small")
+    # Characters of two and three bytes.
+    train(folder / "bytes", "é漢ü字" * 500, {"tokenizer": "byte"}, {"block_size": 16})
+    train(folder / "chat", TALK * 80, {"tokenizer": "char"}, {"block_size": 80})
     record = read_record(folder / "chat")
     assert record is not None
     tuned = dataclasses.replace(record, template=TEMPLATE.to_dict())
     write_record(folder / "chat", tuned, matching_tokenizer(folder / "chat", record.config))
-    train_on_bytes(folder)
     return folder
 
 
-def train_on_bytes(folder: Path) -> None:
-    """A run whose text is of characters of two and three bytes."""
-    corpus = folder / "corpus.txt"
-    corpus.write_text("é漢ü字" * 500, encoding="utf-8")
+def train(workdir: Path, text: str, data: dict[str, str], model: dict[str, int]) -> None:
+    """Trains a run on a text."""
+    corpus = workdir.with_suffix(".txt")
+    corpus.write_text(text, encoding="utf-8")
     values = {
-        "model": MODEL,
-        "data": {"corpus": str(corpus), "tokenizer": "byte"},
+        "model": MODEL | model,
+        "data": {"corpus": str(corpus)} | data,
         "optimizer": {"learning_rate": 1e-2, "warmup_steps": 2, "min_learning_rate": 1e-4},
         "train": {"steps": 150, "batch_size": 8, "microbatch_size": 8, "eval_every": 150},
         "sample": {"prompt": "é", "max_new_tokens": 5},
         "mesh": {"cpu_devices": 1},
     }
     with contextlib.redirect_stdout(io.StringIO()):
-        loop.train(Config.from_dict(values), folder / "bytes")
+        loop.train(Config.from_dict(values), workdir)
 
 
 @pytest.fixture(scope="module")

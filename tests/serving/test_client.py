@@ -241,10 +241,26 @@ def test_characters_split_over_tokens_arrive_whole(client, runs):
 def test_a_conversation_is_written_with_the_template_of_the_run(client, runs):
     """This template adds nothing to a prompt, and "e " ends an answer."""
     answer = chat(client).choices[0]
-    text = gpt_jax.load(runs / "chat").generate("The king is", max_new_tokens=60, stop="e ")
     assert answer.message.role == "assistant"
-    assert "The king is" + answer.message.content == text
-    assert answer.finish_reason == ("stop" if len(text) < 71 else "length")
+    assert answer.message.content == gpt_jax.load(runs / "chat").answer("The king is")
+    assert answer.finish_reason == "stop"
+
+
+def test_an_answer_ends_where_the_window_is_full(client, runs):
+    turns = [{"role": "user", "content": "The king is here. " * 4}]  # 72 of 80 tokens.
+    for seed in range(3):
+        answer = chat(client, messages=turns, seed=seed, max_tokens=60, temperature=9)
+        model = gpt_jax.load(runs / "chat")
+        text = model.answer(turns[0]["content"], seed=seed, max_new_tokens=60, temperature=9)
+        assert answer.choices[0].message.content == text
+        assert answer.choices[0].finish_reason == ("length" if len(text) == 8 else "stop")
+
+
+def test_a_conversation_that_fills_the_window_is_refused(client):
+    turns = [{"role": "user", "content": "The king is here. " * 5}]
+    with pytest.raises(openai.BadRequestError, match="no room for an answer") as caught:
+        chat(client, messages=turns)
+    assert caught.value.code == "context_length_exceeded"
 
 
 def test_an_answer_ends_with_the_template_or_with_a_stop_string(client):

@@ -20,7 +20,7 @@ class Text:
         self._block = block
         config = model.sample_config("", **options)
         ids = encode_prompt(model.tokenizer, prompt)
-        self.job = Job(ids, config, seed, 0, False, self._take, self._fail)
+        self.job = Job(ids, config, seed, 0, most, False, self._take, self._fail)
 
     def _take(self, ids, scores):
         self.begun.set()
