@@ -14,6 +14,7 @@ from gpt_jax.gpt2 import open_folder, read_params
 from gpt_jax.model import stack, unrolled
 from gpt_jax.runs import Record, existing_record, matching_tokenizer
 from gpt_jax.runs.recovery import find_for_reading, restore_for_reading
+from gpt_jax.text import Tokens, make_tokenizer
 from gpt_jax.training.state import TrainState, abstract_state, state_shardings
 
 BEST = "best"
@@ -113,3 +114,34 @@ def read_origin(
     if config.model.scan_layers:
         params = jax.jit(stack, out_shardings=state_shardings(abstract).params)(params)
     return jax.device_put(params, state_shardings(abstract).params)
+
+
+def check_text(origin: Origin, config: Config, tokens: Tokens, is_new: bool) -> None:
+    """Raises UserError if a run's text does not fit the weights that it begins from.
+
+    `is_new`: whether the run begins; it then must read the same ids as the run it begins from.
+    """
+    _check_rows(origin, config, tokens.tokenizer.vocab_size)
+    # GPT-2's folders may hold no tokenizer.
+    if is_new and origin.step is not None:
+        _check_tokenizer(origin, tokens)
+
+
+def _check_rows(origin: Origin, config: Config, vocab_size: int) -> None:
+    """Raises UserError if the tokenizer has ids for which the weights have no row."""
+    if vocab_size > config.model.vocab_size:
+        raise UserError(
+            f"the tokenizer has {vocab_size} tokens, but the weights of {origin.folder} only "
+            f"{config.model.vocab_size}: give the tokenizer that they were trained with "
+            "(--config.data.tokenizer), or weights with a row for every token"
+        )
+
+
+def _check_tokenizer(origin: Origin, tokens: Tokens) -> None:
+    """Raises UserError if the tokens are not those of the run it begins from."""
+    if make_tokenizer(origin.tokenizer, (), 0).to_dict() != tokens.tokenizer.to_dict():
+        raise UserError(
+            f"the tokenizer of {tokens.source} is not that of the run in {origin.folder}, so its "
+            "weights would mean nothing: leave out --config.data.tokenizer, or prepare the corpus "
+            f"with --tokenizer={origin.tokenizer}"
+        )

@@ -28,7 +28,7 @@ from gpt_jax.text import (
 )
 from gpt_jax.training.memory import check_run
 from gpt_jax.training.objective import LANGUAGE, Maker, Objective, Parts, Poll
-from gpt_jax.training.origin import Origin
+from gpt_jax.training.origin import Origin, check_text
 from gpt_jax.training.reference import read_reference
 from gpt_jax.training.state import abstract_state
 from gpt_jax.training.step import TrainStep, jit_eval_step, jit_train_step, mean_loss
@@ -111,59 +111,79 @@ def prepare(
     Raises:
       UserError: if a corpus, layout or folder cannot be used, or processes differ.
     """
-    mesh = make_mesh(config.mesh, devices)
-    layout = make_batch_layout(config, mesh)
-    own = maker.tokenizer if record is None else None
-    tokens = _load_tokens(config, workdir, record, own)
-    train_tokens, val_tokens = _split(tokens, config)
+    layout = make_batch_layout(config, make_mesh(config.mesh, devices))
+    tokens = _load_tokens(config, workdir, record, maker.tokenizer if record is None else None)
     if origin:
-        _check_rows(config, tokens.tokenizer.vocab_size, origin.folder)
-        if record is None:
-            _check_tokenizer(origin, tokens)
+        check_text(origin, config, tokens, is_new=record is None)
     resolved = resolve(config, tokens.source, tokens.tokenizer.vocab_size, layout)
     found = [tokens.sha256, tokens.tokenizer.to_dict(), resolved.model.matmul_dtype]
     processes.check_same("the text, or what the hardware has (model.matmul_dtype),", found)
-    abstract = abstract_state(resolved, mesh)
-    processes.on_all(check_run)(resolved, abstract, layout, trains=record is None)
-    parts = Parts(
-        config=resolved,
+    parts = _make_parts(resolved, tokens, workdir, layout, record, origin)
+    processes.on_all(check_run)(resolved, parts.abstract, layout, trains=record is None)
+    objective = maker.make(parts)
+    if record is None:
+        requested = corpus.absolute_source(config.data.corpus)
+        new = _new_record(parts, requested, tokens.sha256, origin, objective)
+        processes.on_first(write_record)(workdir, new, tokens.tokenizer)
+    else:
+        _check_data(record, objective, config.tune.data, workdir)
+    train_step = jit_train_step(resolved, parts.abstract, layout, objective.losses)
+    return Run(
+        **vars(parts), workdir=workdir, origin=origin, objective=objective, train_step=train_step
+    )
+
+
+def _make_parts(
+    config: Config,
+    tokens: Tokens,
+    workdir: Path,
+    layout: BatchLayout,
+    record: Record | None,
+    origin: Origin | None,
+) -> Parts:
+    """What an objective is made of; `config` is resolved."""
+    train_tokens, val_tokens = _split(tokens, config)
+    abstract = abstract_state(config, layout.sharding.mesh)
+    return Parts(
+        config=config,
         tokenizer=tokens.tokenizer,
         train_tokens=train_tokens,
         val_tokens=val_tokens,
         layout=layout,
         abstract=abstract,
-        eval_step=jit_eval_step(resolved, abstract, layout),
+        eval_step=jit_eval_step(config, abstract, layout),
         reference=functools.cache(lambda: read_reference(workdir, abstract)),
         template=record.template if record else None,
         origin_template=origin.template if origin else None,
     )
-    objective = maker.make(parts)
-    if record is None:
-        new = Record(
-            config=resolved,
-            requested_corpus=corpus.absolute_source(config.data.corpus),
-            corpus_sha256=tokens.sha256,
-            platform=devices[0].platform,
-            devices=len(devices),
-            init_from=origin.folder if origin else "",
-            init_step=origin.step if origin else None,
-            init_sha256=origin.sha256 if origin else "",
-            template=objective.template,
-            data_sha256=objective.data_sha256,
-        )
-        processes.on_first(write_record)(workdir, new, tokens.tokenizer)
-    elif objective.data_sha256 and record.data_sha256 not in ("", objective.data_sha256):
-        raise UserError(
-            f"{config.tune.data} is not the data with which the run in {workdir} began: restore "
-            "it, or start a new run with another --workdir"
-        )
-    return Run(
-        **vars(parts),
-        workdir=workdir,
-        origin=origin,
-        objective=objective,
-        train_step=jit_train_step(resolved, abstract, layout, objective.losses),
+
+
+def _new_record(
+    parts: Parts, requested: str, corpus_sha256: str, origin: Origin | None, objective: Objective
+) -> Record:
+    """The record of a new run; `requested` is the corpus as the user named it."""
+    devices = parts.layout.sharding.mesh.devices
+    return Record(
+        config=parts.config,
+        requested_corpus=requested,
+        corpus_sha256=corpus_sha256,
+        platform=devices.flat[0].platform,
+        devices=devices.size,
+        init_from=origin.folder if origin else "",
+        init_step=origin.step if origin else None,
+        init_sha256=origin.sha256 if origin else "",
+        template=objective.template,
+        data_sha256=objective.data_sha256,
     )
+
+
+def _check_data(record: Record, objective: Objective, data: str, workdir: Path) -> None:
+    """Raises UserError if a run resumes with other data for tuning than it began with."""
+    if objective.data_sha256 and record.data_sha256 not in ("", objective.data_sha256):
+        raise UserError(
+            f"{data} is not the data with which the run in {workdir} began: restore it, or start a "
+            "new run with another --workdir"
+        )
 
 
 def _split(tokens: Tokens, config: Config) -> tuple[np.ndarray, np.ndarray]:
@@ -171,31 +191,6 @@ def _split(tokens: Tokens, config: Config) -> tuple[np.ndarray, np.ndarray]:
     if tokens.source == NO_CORPUS:
         return tokens.ids, tokens.ids
     return windows.split(tokens.ids, config.data.val_fraction, config.model.block_size)
-
-
-def _check_rows(config: Config, vocab_size: int, folder: str) -> None:
-    """Raises UserError if the tokenizer has ids for which the weights have no row."""
-    if vocab_size > config.model.vocab_size:
-        raise UserError(
-            f"the tokenizer has {vocab_size} tokens, but the weights of {folder} only "
-            f"{config.model.vocab_size}: give the tokenizer that they were trained with "
-            "(--config.data.tokenizer), or weights with a row for every token"
-        )
-
-
-def _check_tokenizer(origin: Origin, tokens: Tokens) -> None:
-    """Raises UserError if a new run would read other ids than the run it begins from.
-
-    GPT-2's folders may hold no tokenizer, so they are not checked.
-    """
-    if origin.step is None:
-        return
-    if make_tokenizer(origin.tokenizer, (), 0).to_dict() != tokens.tokenizer.to_dict():
-        raise UserError(
-            f"the tokenizer of {tokens.source} is not that of the run in {origin.folder}, so its "
-            "weights would mean nothing: leave out --config.data.tokenizer, or prepare the corpus "
-            f"with --tokenizer={origin.tokenizer}"
-        )
 
 
 @processes.on_all
