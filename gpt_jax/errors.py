@@ -7,8 +7,13 @@ import sys
 class UserError(ValueError):
     """Something the user gave cannot work. The message is one sentence: value, rule, remedy.
 
-    Scripts print only this sentence, on stderr, and exit with status 2.
+    Scripts print only this sentence, on stderr, and exit with status 2. A notebook prints it without
+    a traceback.
     """
+
+    def _render_traceback_(self) -> list[str]:
+        """The lines that IPython prints in place of a traceback."""
+        return [f"{type(self).__name__}: {self}"]
 
 
 def first_cause(error: BaseException) -> str:
