@@ -7,8 +7,8 @@ import sys
 class UserError(ValueError):
     """Something the user gave cannot work. The message is one sentence: value, rule, remedy.
 
-    Scripts print only this sentence, on stderr, and exit with status 2. A notebook prints it without
-    a traceback.
+    Scripts print only this sentence, on stderr, and exit with status 2. A notebook prints it
+    without a traceback.
     """
 
     def _render_traceback_(self) -> list[str]:

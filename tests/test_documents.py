@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import io
+import json
 import re
 import shlex
 import shutil
@@ -18,6 +19,11 @@ from gpt_jax.text import play
 
 PAGES = sorted(path for folder in (".", "docs") for path in (ROOT / folder).glob("*.md"))
 TEXTS = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in PAGES}
+TEXTS["docs/tour.ipynb"] = "\n\n".join(
+    "".join(cell["source"])
+    for cell in json.loads((ROOT / "docs" / "tour.ipynb").read_text(encoding="utf-8"))["cells"]
+    if cell["cell_type"] == "markdown"
+)
 README = TEXTS["README.md"]
 SCRIPTS = sorted(path.stem for path in (ROOT / "scripts").glob("*.py"))
 MODULES = sorted(path for path in (ROOT / "gpt_jax").rglob("*.py") if path.stem != "__init__")
