@@ -72,12 +72,13 @@ def compare(folder: Path, kills: int, steps: int, moments: random.Random) -> Non
     print(f"{hits.total()} kills ({counts}); no checkpoint was lost")
     if unlike := differences(straight, killed):
         raise UserError(f"these differ from the run that was never killed: {', '.join(unlike)}")
-    print(f"{len(arrays(killed))} arrays, {len(log(killed))} lines and the text: same bit for bit")
+    counts = f"{len(arrays(killed))} arrays, {len(log(killed))} lines"
+    print(f"{counts} and {len(samples(killed))} samples: same bit for bit")
 
 
 def differences(one: Path, other: Path) -> list[str]:
     """The parts in which two runs differ, bit for bit."""
-    parts = {"arrays": arrays, "log": log, "text": sample}
+    parts = {"arrays": arrays, "log": log, "text": samples}
     return [name for name, of in parts.items() if of(one) != of(other)]
 
 
@@ -144,9 +145,10 @@ def log(workdir: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in entry.items() if k not in clock} for entry in entries]
 
 
-def sample(workdir: Path) -> list[str]:
-    """The samples of a run."""
-    return [path.read_text(encoding="utf-8") for path in (workdir / "samples").glob("*.txt")]
+def samples(workdir: Path) -> dict[str, str]:
+    """The samples of a run, by the names of their files."""
+    paths = (workdir / "samples").glob("*.txt")
+    return {path.name: path.read_text(encoding="utf-8") for path in paths}
 
 
 def arrays(workdir: Path) -> dict[str, bytes]:

@@ -24,7 +24,7 @@ import command_line
 from absl import flags
 from rich.table import Column, Table
 
-from gpt_jax.config import ALLOWED, FIXED, FREE, SECTIONS, Cluster, Config
+from gpt_jax.config import ALLOWED, FIXED, FREE, SECTIONS, Cluster, Config, TrainConfig
 from gpt_jax.config.table import section_rows
 from gpt_jax.errors import UserError
 from gpt_jax.files import absolute
@@ -47,6 +47,7 @@ FLAGS: Sequence[command_line.Flag] = (
         "run for longer. Can be given several times.",
     ),
     ("tensorboard", bool, False, "Also write TensorBoard's event files."),
+    ("wandb", bool, False, "Also send the log to Weights & Biases."),
     ("plan", bool, False, "Show what training would take, and do not train."),
     ("help_config", bool, False, "Show every setting with its default and range."),
     ("distributed", bool, False, "Train with other processes, each started by this command."),
@@ -140,18 +141,28 @@ def train(
     with stopping_on_signals(processes.greatest) as stopper:
         stop = loop.train(
             config, workdir, values.tensorboard, values.resume_allow, stopper, init_from,
-            values.init_step, maker,
+            values.init_step, maker, values.wandb,
         )  # fmt: skip
     if stop.is_resumable:
         command_line.tell(
             f"\nstopped by {stop.reason} after step {stop.step:,}: the same command resumes the run"
         )
     if stop == ALREADY_FINISHED:
-        print(f"The run is finished: {config.train.steps:,} steps. To train it for longer:")
-        print(f"  {longer_run_command(argv, config.train.steps)}")
-        print("To start a new one like it:")
-        print(f"  {new_run_command(argv, workdir)}")
+        show_end(config.train, stop.step, argv, workdir)
     return stop.status
+
+
+def show_end(c: TrainConfig, step: int, argv: Sequence[str], workdir: Path) -> None:
+    """Prints that the run is finished, the command that trains it for longer, and one like it."""
+    if step < c.steps:
+        print(f"The run is finished: it ended after step {step:,} of {c.steps:,}, because", end=" ")
+        print(f"{c.patience} evaluation(s) in a row found no lower validation loss.", end=" ")
+        longer = longer_run_command(argv, "train.patience", 2 * c.patience)
+    else:
+        print(f"The run is finished: {c.steps:,} steps.", end=" ")
+        longer = longer_run_command(argv, "train.steps", 2 * c.steps or 1000)
+    print(f"To train it for longer:\n  {longer}")
+    print(f"To start a new one like it:\n  {new_run_command(argv, workdir)}")
 
 
 def show_settings() -> None:
@@ -230,10 +241,10 @@ def default_workdir(recipe: str, init_from: str) -> Path:
     return Path("runs", f"{source.name}-{name}" if is_run else source.name)
 
 
-def longer_run_command(argv: Sequence[str], steps: int) -> str:
-    """The same command line with twice the steps, which the run is allowed to take."""
-    more = f"--config.train.steps={2 * steps or 1000}"
-    return shlex.join([sys.executable, *argv, more, "--resume_allow=train.steps"])
+def longer_run_command(argv: Sequence[str], setting: str, value: int) -> str:
+    """The same command line with another value of a setting, which the run is allowed to have."""
+    allowed = f"--resume_allow={setting}"
+    return shlex.join([sys.executable, *argv, f"--config.{setting}={value}", allowed])
 
 
 def new_run_command(argv: Sequence[str], workdir: Path) -> str:

@@ -45,8 +45,9 @@ HOUSE = {
     "training": [
         *("muon", "optimizer", "state", "step", "communication", "origin", "memory"),
         *("reference", "objective", "run", "plan"),
-        *("evaluation", "log", "clock", "display", "curves", "pictures", "stopping", "tensorboard"),
-        *("monitor", "summary", "finish", "beginning"),
+        *("evaluation", "log", "patience", "clock", "display", "curves", "pictures", "stopping"),
+        *("tensorboard", "weights_and_biases", "samples", "monitor", "summary", "finish"),
+        *("beginning",),
         *("divergence", "meeting", "loop", "benchmark"),
     ],
     "tuning": [
@@ -70,8 +71,8 @@ ORDER = [
 ]
 WITHOUT_JAX = ["errors", "files", "config", "text"]
 WITHOUT_JAX += [f"runs.{name}" for name in ("lock", "checkpoint_list", "record", "resume")]
-WITHOUT_JAX += [f"training.{name}" for name in ("log", "clock", "display", "curves", "pictures")]
-WITHOUT_JAX += [f"training.{name}" for name in ("stopping", "tensorboard")]
+WITHOUT_JAX += [f"training.{name}" for name in ("log", "patience", "clock", "display")]
+WITHOUT_JAX += [f"training.{name}" for name in ("curves", "pictures", "stopping", "tensorboard")]
 
 
 def path_of(module: str) -> Path:
@@ -170,6 +171,7 @@ def test_some_modules_need_no_jax(module):
         ("orbax", "runs.checkpoints"),
         ("matplotlib", "training.pictures"),
         ("tensorboardX", "training.tensorboard"),
+        ("wandb", "training.weights_and_biases"),
         ("safetensors", "gpt2.tensors"),
         ("tokenizers", "text.bpe"),
         ("urllib", "text.corpus"),

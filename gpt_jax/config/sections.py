@@ -202,6 +202,22 @@ class TrainConfig(Section, name="train"):
         "the run stops after this many steps in a row with a loss or gradient that is not finite",
         on_resume=FREE,
     )  # fmt: skip
+    sample_tokens: int = setting(
+        200, NOT_NEGATIVE,
+        "tokens of the sample at each evaluation; 0 = only the sample at the end of the run",
+        on_resume=FREE,
+    )  # fmt: skip
+    patience: int = setting(
+        0, NOT_NEGATIVE,
+        "the run ends after this many evaluations in a row without a lower validation loss; "
+        "0 = never",
+    )  # fmt: skip
+    max_minutes: float = setting(
+        0.0, NOT_NEGATIVE,
+        "the command saves and stops after the first step that ends after so many minutes; the "
+        "same command resumes the run; 0 = no limit",
+        on_resume=FREE,
+    )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,7 @@ then resume.py and checkpoints.py. checkpoints.py and recovery.py load JAX and O
 name.
 """
 
-from gpt_jax.runs.checkpoint_list import Saved, newest_run
+from gpt_jax.runs.checkpoint_list import Saved, best, newest_run
 from gpt_jax.runs.lock import one_writer
 from gpt_jax.runs.record import (
     RECORD_FILES,
@@ -22,6 +22,7 @@ __all__ = [
     "RECORD_FILES",
     "Record",
     "Saved",
+    "best",
     "check_same_run",
     "checkpoints",
     "existing_record",

@@ -2,8 +2,8 @@
 
 Owns what happens in a run and in which order, its log and its pictures. No earlier package
 imports it, and it knows no command line. Read state.py and step.py first (the mathematics), then
-loop.py (the order of events). Import its modules by name: log, clock, display, curves, pictures,
-stopping and tensorboard work without JAX.
+loop.py (the order of events). Import its modules by name: log, patience, clock, display, curves,
+pictures, stopping and tensorboard work without JAX.
 """
 
 __all__ = [

@@ -21,15 +21,20 @@ from gpt_jax.runs import (
 )
 from gpt_jax.runs.checkpoints import Checkpoints
 from gpt_jax.runs.recovery import restore_newest
-from gpt_jax.training.finish import sample_path
 from gpt_jax.training.origin import BEST, Origin, open_origin, read_origin, recorded_origin
+from gpt_jax.training.patience import last_step
 from gpt_jax.training.reference import keep_reference
 from gpt_jax.training.run import Run
+from gpt_jax.training.samples import drop_samples, sample_path
 from gpt_jax.training.state import TrainState, init_state, init_state_from
 
 # The settings of a model that its weights do not determine.
 NOT_OF_SHAPE = {"dropout", "zero_init", "matmul_dtype", "attention", "remat", "scan_layers"}
 SHAPE = [f.name for f in dataclasses.fields(GPTConfig) if f.name not in NOT_OF_SHAPE]
+
+# A change of these makes a finished run unfinished: its last step may be another one, or its sample
+# out of date, for example if the tokenizer was replaced.
+UNFINISHING = ("train.steps", "train.patience", *RECORD_FILES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +45,7 @@ class Opened:
     record: Record | None = None  # None for a new run.
     changes: Sequence[dict[str, Any]] = ()  # The differences from the record, all of them allowed.
     origin: Origin | None = None  # What the run begins or began from; None = random parameters.
-    is_finished: bool = False  # Whether nothing is left to do.
+    last_step: int | None = None  # Of a finished run; None if something is left to do.
 
 
 def open_run(
@@ -78,10 +83,11 @@ def _read_folder(
     config = configured(config, origin)
     config = with_recorded_choices(config, record)
     changes = check_same_run(config, record, workdir, resume_allow)
-    # If the tokenizer was replaced, for example, the sample of a finished run is out of date.
-    is_edited = any(change["field"] in RECORD_FILES for change in changes)
-    is_finished = sample_path(workdir, config.train.steps).exists() and not is_edited
-    return Opened(config, record, changes, origin, is_finished)
+    last = last_step(workdir, config.train)
+    is_finished = sample_path(workdir, last).exists() and not any(
+        change["field"] in UNFINISHING for change in changes
+    )
+    return Opened(config, record, changes, origin, last if is_finished else None)
 
 
 def _never_began(workdir: Path) -> bool:
@@ -145,7 +151,7 @@ def _following(config: Config, shape: GPTConfig, tokenizer: str, source: str) ->
 def first_state(run: Run, checkpoints: Checkpoints, opened: Opened) -> TrainState:
     """The state of the newest intact checkpoint or, for a new run, before the first update.
 
-    Records what has changed for a run that resumes.
+    Removes the samples of later steps, and records what has changed for a run that resumes.
 
     Raises:
       UserError: if no checkpoint is intact, or the run is already past `train.steps`.
@@ -158,6 +164,7 @@ def first_state(run: Run, checkpoints: Checkpoints, opened: Opened) -> TrainStat
             f"train.steps = {steps}, but the run in {run.workdir} is already at step {step}: give "
             "more steps, or start a new run with another --workdir"
         )
+    drop_samples(run.workdir, step, last_step(run.workdir, run.config.train))
     if opened.record is not None:
         changes = list(opened.changes)
         processes.on_first(record_changes)(run.workdir, opened.record, changes, step)

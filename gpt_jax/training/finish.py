@@ -1,34 +1,24 @@
 """What a run does after its last step: its curve, its final loss and a sample of text."""
 
 import math
-from pathlib import Path
-from typing import Any
-
-import jax
 
 from gpt_jax.devices import processes
-from gpt_jax.files import replacing
-from gpt_jax.model import unrolled
-from gpt_jax.runs import read_record
-from gpt_jax.sampling import stream
-from gpt_jax.text import TextStream
+from gpt_jax.runs import best, read_record
+from gpt_jax.runs.checkpoints import Checkpoints
 from gpt_jax.training.display import short_path
 from gpt_jax.training.log import read_metrics
 from gpt_jax.training.monitor import Monitor
-from gpt_jax.training.objective import Prompt
 from gpt_jax.training.pictures import draw_loss_curve, draw_panels
 from gpt_jax.training.run import Run
+from gpt_jax.training.samples import last_sample, sample_path
 from gpt_jax.training.state import TrainState
 from gpt_jax.training.stopping import Stopper
 from gpt_jax.training.summary import stand_in
 
 
-def sample_path(workdir: Path, step: int) -> Path:
-    """The file of the sample. A run writes it last, so a run that has it is finished."""
-    return workdir / "samples" / f"{step}.txt"
-
-
-def finish(run: Run, state: TrainState, monitor: Monitor, stopper: Stopper) -> None:
+def finish(
+    run: Run, checkpoints: Checkpoints, state: TrainState, monitor: Monitor, stopper: Stopper
+) -> None:
     """Draws the curve, prints the final loss, and writes a sample.
 
     Raises:
@@ -38,17 +28,25 @@ def finish(run: Run, state: TrainState, monitor: Monitor, stopper: Stopper) -> N
         estimate = run.tutorial_estimate(state.evaluated)
     _draw_curve(run)
     _print_loss(run, monitor, estimate)
-    prompt = run.objective.prompt()
-    if not (prompt.text or run.config.sample.prompt == ""):
+    if int(state.step) < run.config.train.steps:
+        monitor.say_facts([("ended", _early_end(run, checkpoints, int(state.step)))])
+    if not (run.objective.prompt().text or run.config.sample.prompt == ""):
         monitor.say("note: the vocabulary lacks a character of sample.prompt: no prompt is used")
     with monitor.doing("sampling"):
-        text = _sample(run, processes.gathered(state.evaluated), prompt, stopper)
-    stopper.check()
-    path = sample_path(run.workdir, run.config.train.steps)
-    _write_sample(path, text)
+        text = last_sample(run, state, stopper)
+    path = sample_path(run.workdir, int(state.step))
     where = f"{short_path(path, 40)}, at temperature {run.config.sample.temperature}"
     monitor.say_facts([("sample", where)])
     monitor.say(f"\n{text}")
+
+
+def _early_end(run: Run, checkpoints: Checkpoints, step: int) -> str:
+    """Why a run ends before `train.steps`, and which checkpoint is the best."""
+    c, lowest = run.config.train, best(checkpoints.all()).step
+    return (
+        f"after step {step:,} of {c.steps:,}, because {c.patience} evaluation(s) in a row found no "
+        f"lower validation loss (train.patience); the best checkpoint is step {lowest:,}"
+    )
 
 
 @processes.on_first
@@ -77,24 +75,3 @@ def _print_loss(run: Run, monitor: Monitor, estimate: float | None) -> None:
     monitor.say_facts(rows)
     if sentence := stand_in(read_record(run.workdir)):
         monitor.say(f"note: {sentence}")
-
-
-@processes.on_first
-def _sample(run: Run, params: Any, prompt: Prompt, stopper: Stopper) -> str:
-    """The prompt and its continuation, on one device. Ends early if asked to stop."""
-    c = run.config
-    model, params = unrolled(c.model, jax.device_put(params, run.device))
-    text, stream_of_text = prompt.text, TextStream(run.tokenizer, prompt.stop)
-    vocab_size = run.tokenizer.vocab_size
-    for [new] in stream(model, params, prompt.ids, c.sample, c.train.seed, n_tokens=vocab_size):
-        text += stream_of_text.add(new)
-        if stopper.signum or stream_of_text.stopped:
-            break
-    return text + stream_of_text.add([], final=True)
-
-
-@processes.on_first
-def _write_sample(path: Path, text: str) -> None:
-    path.parent.mkdir(exist_ok=True)
-    with replacing(path) as file:  # A file cut short would count as finished.
-        file.write((text + "\n").encode("utf-8"))

@@ -50,6 +50,11 @@ def elapsed_s(entries: Iterable[Mapping[str, Any]]) -> float:
     return times[-1] if times else 0.0
 
 
+def val_losses(entries: Iterable[Entry]) -> dict[int, float | None]:
+    """The validation loss of every evaluation, by step; None or NaN if it was not finite."""
+    return {entry["step"]: entry["val/loss"] for entry in entries if "val/loss" in entry}
+
+
 def _read_lines(path: Path) -> list[Line]:
     """The lines of a log. A last line that a crash cut off is left out."""
     if not path.exists():
@@ -134,6 +139,7 @@ class MetricsLog:
         lines = [ln for ln in _read_lines(self._path) if not ln.entry or ln.entry["step"] <= step]
         entries = _entries(lines)
         self.last: Entry = entries[-1] if entries else {"step": 0}  # The last entry.
+        self.losses = val_losses(entries)
         self.elapsed_s = elapsed_s(entries)  # The time of the last entry that has one.
         self._write(line.content for line in lines)
 
@@ -146,6 +152,7 @@ class MetricsLog:
     def append(self, entry: Entry) -> None:
         """Adds a line. If it cannot be written, as on a full disk, it is kept and written later."""
         self.last = entry
+        self.losses |= val_losses([entry])
         if self._writes:
             self._unwritten.append(json_line(entry).encode("utf-8"))
             with self._tolerating_failure():
@@ -182,6 +189,7 @@ class MetricsLog:
         lines = _read_lines(self._path)
         place = max(n for n, line in enumerate(lines) if line.entry is not None)
         self.last = {**(lines[place].entry or {}), **values}
+        self.losses |= val_losses([self.last])
         lines[place] = Line(json_line(self.last).rstrip("\n").encode("utf-8"), self.last)
         self._write(line.content for line in lines)
         return self.last

@@ -17,6 +17,7 @@ from gpt_jax.devices import processes
 from gpt_jax.training.clock import Clock, duration
 from gpt_jax.training.display import HEADINGS, RunConsole, facts, make_bar, show, table_line
 from gpt_jax.training.log import MetricsLog
+from gpt_jax.training.patience import evaluations_without_progress
 
 SILENCE_SECONDS = 30.0  # Without a terminal: at least one line in this time.
 NO_STEP = dict.fromkeys(("loss", "lr", "grad_norm"), math.nan)
@@ -43,18 +44,18 @@ class Monitor:
         tokens_per_step: int,
         console: Console | None = None,
         now: Callable[[], float] = time.perf_counter,
-        listener: Callable[[Mapping[str, Any]], None] = lambda entry: None,
+        listeners: Sequence[Callable[[Mapping[str, Any]], None]] = (),
         bits_per_byte: Callable[[float], float] | None = None,
         shown: Sequence[str] = ("loss",),
     ) -> None:
-        """Continues the log in `workdir` after `step`; `listener` gets every entry, too.
+        """Continues the log in `workdir` after `step`; the `listeners` get every entry, too.
 
         `bits_per_byte` converts a validation loss in nats per token; None = it is not logged.
         `shown`: metrics beside the bar; the first is also in the table.
         """
         self._log = MetricsLog(workdir / "metrics.jsonl", step, processes.is_first())
         self._clock = Clock(self._log.elapsed_s, now)
-        self._config, self._tokens_per_step, self._listener = config, tokens_per_step, listener
+        self._config, self._tokens_per_step, self._listeners = config, tokens_per_step, listeners
         self._bits_per_byte, self._shown = bits_per_byte, shown
         self._step, self._doing = step, "compiling"
         self._metrics = self._speed = ""
@@ -109,7 +110,7 @@ class Monitor:
         if figures is not None:
             entry |= self._evaluated(figures)
         self._log.append(entry)
-        self._listener(entry)
+        self._tell(entry)
         self._show(entry)
 
     def record_beginning(self, figures: Mapping[str, float]) -> None:
@@ -128,6 +129,12 @@ class Monitor:
         return step > 0 and (last["step"] < step or "val/loss" not in last)
 
     @processes.on_first
+    def is_out_of_patience(self) -> bool:
+        """Whether so many evaluations in a row as `train.patience` found no lower loss."""
+        losses = self._log.losses.values()
+        return evaluations_without_progress(losses) >= self._config.patience
+
+    @processes.on_first
     def add_evaluation(self, step: int, figures: Mapping[str, float]) -> None:
         """Writes the evaluation of `step` into the last line of the log, or a new line.
 
@@ -135,7 +142,11 @@ class Monitor:
         """
         if self._log.last["step"] < step:
             return self.record(step, NO_STEP, figures)
-        self._listener(self._log.extend_last(**self._evaluated(figures)))
+        self._tell(self._log.extend_last(**self._evaluated(figures)))
+
+    def _tell(self, entry: Mapping[str, Any]) -> None:
+        for listener in self._listeners:
+            listener(entry)
 
     def _evaluated(self, figures: Mapping[str, float]) -> dict[str, float]:
         """What a line of the log says about an evaluation."""
@@ -148,7 +159,10 @@ class Monitor:
         c, step = self._config, self._step
         evaluations = still_due(step, c.eval_every, c.steps)
         saves = still_due(step, c.checkpoint_every, c.steps)
-        return self._clock.left(c.steps - step, {"evaluating": evaluations, "saving": saves})
+        others = {"evaluating": evaluations, "saving": saves}
+        if c.sample_tokens:
+            others["sampling"] = evaluations  # The last one is longer, but not by much.
+        return self._clock.left(c.steps - step, others)
 
     def _status(self) -> str:
         """The text beside the bar."""

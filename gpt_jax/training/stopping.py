@@ -1,4 +1,4 @@
-"""Why a run ends, and what happens on SIGTERM, Ctrl-C and SIGHUP (a terminal that closes).
+"""Why a run ends: SIGTERM, Ctrl-C, SIGHUP (a terminal that closes), or `train.max_minutes`.
 
 scripts/train.py handles the signals with `stopping_on_signals`, and passes the `Stopper` to
 `loop.train`:
@@ -14,14 +14,20 @@ scripts/train.py handles the signals with `stopping_on_signals`, and passes the 
    for Ctrl-C, 129 for SIGHUP.
 5. A second signal ends the process at once. The newest checkpoint stays intact.
 
-With several processes, any of them may get the signal. They agree on the signal in `poll`
-(`processes.greatest`), so all of them stop after the same step.
+When the time of `Stopper.limit` is up, `poll` says so, as for a signal, and the status is 0.
+`check` says nothing of the time: an evaluation that takes longer than the limit would be abandoned
+by every command that resumes the run.
+
+With several processes, any of them may get the signal, and their clocks differ. They agree in
+`poll` (`processes.greatest`), so all of them stop after the same step.
 """
 
 import contextlib
 import dataclasses
+import math
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 
@@ -40,6 +46,7 @@ class Stop:
     step: int = dataclasses.field(default=0, compare=False)  # From which it resumes.
 
 
+TIME_IS_UP = Stop("train.max_minutes")
 FINISHED = Stop("finished", is_resumable=False)
 ALREADY_FINISHED = Stop("already finished", is_resumable=False)
 
@@ -53,22 +60,40 @@ class Stopped(BaseException):
 
 
 class Stopper:
-    """Knows whether the run was asked to stop."""
+    """Knows whether the run was asked to stop, or has no time left."""
 
-    def __init__(self, agree: Callable[[int], int] = int) -> None:
-        """`agree`: maps this process's signal to the one that all processes act on (0 = none)."""
+    def __init__(
+        self, agree: Callable[[int], int] = int, now: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Starts the clock of `limit`.
+
+        Args:
+          agree: maps this process's number to the greatest of all processes' numbers.
+          now: the time in seconds.
+        """
         self.signum = 0  # The first signal this process got.
-        self._agree = agree
+        self._agree, self._now = agree, now
+        self._begin, self._seconds = now(), math.inf
+
+    def limit(self, minutes: float) -> None:
+        """Stops the run so many minutes after this object was made; 0 = no limit."""
+        self._seconds = 60 * minutes or math.inf
 
     def poll(self) -> Stop | None:
         """The reason to stop, if there is one. All processes must call it at the same point."""
-        signum = self._agree(self.signum)
-        return Stop(signal.Signals(signum).name, 128 + signum) if signum else None
+        return self._agreed(self._now() - self._begin >= self._seconds)
 
     def check(self) -> None:
-        """Raises Stopped if the run was asked to stop. All processes must call it together."""
-        if stop := self.poll():
+        """Raises Stopped if there was a signal. All processes must call it together."""
+        if stop := self._agreed(is_time_up=False):
             raise Stopped(stop)
+
+    def _agreed(self, is_time_up: bool) -> Stop | None:
+        # 0: go on; 1: the time is up; above: one more than the signal, which counts for more.
+        number = self._agree(self.signum + 1 if self.signum else int(is_time_up))
+        if number < 2:
+            return TIME_IS_UP if number else None
+        return Stop(signal.Signals(number - 1).name, 128 + number - 1)
 
     def receive(self, signum: int, frame: FrameType | None = None) -> None:
         """Handles a signal: remembers the first one, ends the process at the second."""

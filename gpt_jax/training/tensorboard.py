@@ -12,7 +12,7 @@ from gpt_jax.errors import UserError, note
 Listener = Callable[[Mapping[str, Any]], None]
 
 
-def check_installed() -> None:
+def check_tensorboard() -> None:
     """Raises UserError, with the command that installs it, if tensorboardX is missing."""
     try:
         import tensorboardX  # noqa: F401

@@ -9,7 +9,7 @@ import threading
 import pytest
 from forks import run as start
 from forks import write_output_to
-from soak import arrays, log, sample, saved
+from soak import arrays, log, samples, saved
 
 from gpt_jax.text import play
 
@@ -125,7 +125,7 @@ def check_same(workdir, straight):
     assert arrays(workdir) == arrays(straight)
     assert log(workdir) == log(straight)
     assert [entry["step"] for entry in log(workdir)] == list(range(1, STEPS + 1))
-    assert sample(workdir) == sample(straight)
+    assert samples(workdir) == samples(straight)
 
 
 def kill_everywhere(target, workdir, text_file):

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 import pytest
-from soak import arrays, log, sample
+from soak import arrays, log, samples
 from steps import share_steps
 from support import ROOT
 
@@ -410,7 +410,7 @@ def test_ten_steps_are_five_and_five_after_a_kill_bit_for_bit(tmp_path, text_fil
     assert arrays(broken) == arrays(straight)
     assert log(broken) == log(straight)
     assert [entry["step"] for entry in log(broken)] == list(range(1, 11))
-    assert sample(broken) == sample(straight)
+    assert samples(broken) == samples(straight)
     sampled = subprocess.run(  # In a process with one device instead of two.
         [sys.executable, ROOT / "scripts" / "sample.py", f"--workdir={straight}"],
         capture_output=True,

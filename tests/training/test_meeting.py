@@ -21,7 +21,7 @@ import jax
 import numpy as np
 import pytest
 from process import examine
-from soak import arrays, log, sample, saved
+from soak import arrays, log, samples, saved
 
 from gpt_jax.config.config import Config
 from gpt_jax.devices.mesh import make_mesh
@@ -152,7 +152,7 @@ def check_same(one, other):
     assert log(one) == log(other)
     assert [entry["step"] for entry in log(one)] == list(range(1, 11))
     assert arrays(one) == arrays(other)
-    assert sample(one) == sample(other)
+    assert samples(one) == samples(other)
 
 
 @pytest.fixture(scope="module")

@@ -181,7 +181,7 @@ def test_say_prints_text_as_it_is(tmp_path):
 def test_a_listener_gets_every_entry(tmp_path):
     heard = []
     console = Console(file=io.StringIO())
-    watch = Monitor(tmp_path, 0, TRAIN, 4096, console, Time(), heard.append)
+    watch = Monitor(tmp_path, 0, TRAIN, 4096, console, Time(), [heard.append])
     watch.record(10, METRICS, None)
     watch.record(20, METRICS, {"loss": 2.0})
     assert heard == read_metrics(tmp_path / "metrics.jsonl")

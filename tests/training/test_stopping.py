@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+import soak
 from soak import log
 from steps import share_steps
 from support import ROOT
@@ -19,8 +20,7 @@ from gpt_jax.runs.checkpoint_list import Saved
 from gpt_jax.runs.checkpoints import Checkpoints
 from gpt_jax.runs.record import read_record
 from gpt_jax.text import play
-from gpt_jax.training import finish as finish_module
-from gpt_jax.training import loop, objective
+from gpt_jax.training import loop, objective, samples
 from gpt_jax.training.step import mean_loss
 from gpt_jax.training.stopping import (
     ALREADY_FINISHED,
@@ -58,9 +58,9 @@ def straight(config, tmp_path_factory):
     return workdir
 
 
-def record_and_sample(workdir):
+def record_and_samples(workdir):
     assert (workdir / "checkpoints" / "10").exists()
-    return read_record(workdir), (workdir / "samples" / "10.txt").read_text()
+    return read_record(workdir), soak.samples(workdir)
 
 
 def stop_in(monkeypatch, module, name, call, stopper):
@@ -77,18 +77,19 @@ def stop_in(monkeypatch, module, name, call, stopper):
 
 
 @pytest.mark.parametrize(
-    ("module", "name", "call", "saved"),
+    ("module", "name", "call", "saved", "sampled"),
     [
-        (loop, "_wait", 3, 3),
-        (loop, "_wait", 4, 4),
-        (loop, "_wait", 10, 10),
-        (objective, "mean_loss", 1, 4),
-        (finish_module, "stream", 1, 10),
+        (loop, "_wait", 3, 3, []),
+        (loop, "_wait", 4, 4, []),
+        (loop, "_wait", 10, 10, ["4", "8"]),
+        (objective, "mean_loss", 1, 4, []),
+        (samples, "stream", 1, 4, []),
+        (samples, "stream", 3, 10, ["4", "8"]),
     ],
-    ids=["between log lines", "at a save", "last step", "evaluation", "sample"],
+    ids=["between log lines", "at a save", "last step", "evaluation", "sample", "last sample"],
 )
 def test_a_stopped_run_saves_its_step_and_resumes_as_if_it_had_not_stopped(
-    config, tmp_path, straight, monkeypatch, module, name, call, saved
+    config, tmp_path, straight, monkeypatch, module, name, call, saved, sampled
 ):
     stopper, workdir = Stopper(), tmp_path / "run"
     with monkeypatch.context() as patch:
@@ -96,10 +97,10 @@ def test_a_stopped_run_saves_its_step_and_resumes_as_if_it_had_not_stopped(
         assert loop.train(config, workdir, stopper=stopper) == Stop("SIGTERM", 143)
     with Checkpoints.for_reading(workdir / "checkpoints") as checkpoints:
         assert checkpoints.latest_step == saved
-    assert not (workdir / "samples").exists()
+    assert sorted(path.stem for path in (workdir / "samples").glob("*")) == sampled
     assert loop.train(config, workdir) == FINISHED
     assert log(workdir) == log(straight)
-    assert record_and_sample(workdir) == record_and_sample(straight)
+    assert record_and_samples(workdir) == record_and_samples(straight)
     assert (workdir / "loss.png").exists()
     assert loop.train(config, workdir) == ALREADY_FINISHED
 

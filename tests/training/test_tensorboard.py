@@ -40,10 +40,10 @@ def test_a_resumed_run_drops_events_after_its_checkpoint(tmp_path):
 
 
 def test_a_missing_package_is_an_error_with_the_install_command(monkeypatch):
-    tensorboard.check_installed()
+    tensorboard.check_tensorboard()
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     with pytest.raises(UserError, match=r'pip install -e "\.\[tensorboard\]"'):
-        tensorboard.check_installed()
+        tensorboard.check_tensorboard()
 
 
 def test_a_full_disk_ends_the_events_but_not_the_run(tmp_path, capsys):
