@@ -135,7 +135,7 @@ def test_the_bar_names_the_work_that_is_not_a_step(tmp_path):
     assert "evaluating" not in watch._status()
 
 
-def test_the_time_left_counts_evaluations_and_checkpoints_once_they_were_measured(tmp_path):
+def test_the_time_left_counts_other_work_once_it_was_measured(tmp_path):
     time = Time()
     watch, _ = monitor(tmp_path, time=time)
     for step in (1, 2):
@@ -145,8 +145,23 @@ def test_the_time_left_counts_evaluations_and_checkpoints_once_they_were_measure
         with watch.doing(what):
             time.now += seconds
     # 98 steps of 1 s, 4 evaluations (30, 60, 90, 100) of 5 s, 2 checkpoints (50, 100) of 3 s.
-    assert "2:04 left" in watch._status()
-    assert "over" not in watch._status()
+    assert "over 2:04 left" in watch._status()
+    with watch.doing("sampling"):
+        time.now += 2
+    assert "  2:12 left" in watch._status()  # Each evaluation has a sample.
+
+
+def test_without_samples_the_time_left_waits_for_none(tmp_path):
+    time = Time()
+    config = TrainConfig(steps=10, eval_every=5, checkpoint_every=10, sample_tokens=0)
+    watch, _ = monitor(tmp_path, time=time, config=config)
+    for step in (1, 2):
+        time.now += 1
+        watch.step_done(step)
+    for what in ("evaluating", "saving"):
+        with watch.doing(what):
+            time.now += 1
+    assert "  0:11 left" in watch._status()
 
 
 @pytest.mark.parametrize(
