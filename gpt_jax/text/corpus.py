@@ -47,7 +47,7 @@ SYSTEM_FOLDERS = (
 )
 PACKAGE_ENDINGS = (".egg-info", ".dist-info")  # Python's lists of files, such as SOURCES.txt.
 # ... what a run writes, and prepared corpora. These keys show that a JSON file is ours.
-RUN_FOLDERS = ("checkpoints", "samples", "wandb")
+RUN_FOLDERS = ("checkpoints", "samples")
 RUN_KEYS = {"format", "config", "corpus"}  # config.json; see runs/record.py.
 INDEX_KEYS = {"format", "tokenizer_sha256"}  # index.json and unfinished.json; see shards.py.
 

@@ -1,6 +1,7 @@
 """A run's log at Weights & Biases. Optional; needs the extra `wandb`.
 
-wandb keeps its own files in `wandb/` of the run's folder.
+wandb keeps its own files in `wandb/` of the current folder, or in WANDB_DIR. The run's folder is no
+place for them: some are links out of it, which a run must not have (runs/record.py).
 """
 
 import hashlib
@@ -71,7 +72,6 @@ def _start(workdir: Path, config: Config) -> Any:
             id=run_id(workdir, record),
             resume="allow",
             config=config.to_dict(),
-            dir=workdir,
             # Without console="off", wandb takes over standard output, on which the bar is drawn.
             settings=wandb.Settings(console="off", finish_timeout=LONGEST_UPLOAD_S),
         )

@@ -54,6 +54,32 @@ def test_a_finished_run_prints_commands_to_extend_it_and_for_a_new_one(tmp_path,
     assert (tmp_path / "run" / "samples" / "4.txt").exists()
 
 
+def test_a_run_out_of_patience_prints_the_command_that_lets_it_continue(
+    tmp_path, text_file, capsys, monkeypatch
+):
+    monkeypatch.setattr(loop.Loop, "evaluate", lambda self, state: {"loss": 1.0})
+    flags = [*SMALL, f"--config.data.corpus={text_file}", f"--workdir={tmp_path / 'run'}"]
+    flags += ["--config.train.steps=5", "--config.train.eval_every=1", "--config.train.patience=1"]
+    assert run(*flags) == 0
+    assert "ended     after step 2 of 5" in capsys.readouterr().out
+    assert run(*flags) == 0
+    out = capsys.readouterr().out
+    assert "run is finished: it ended after step 2 of 5, because 1 evaluation(s) in a row" in out
+    longer = out.splitlines()[-3]
+    assert longer.endswith("--config.train.patience=2 --resume_allow=train.patience")
+    assert train.main(shlex.split(longer)[1:]) == 0
+    assert (tmp_path / "run" / "samples" / "3.txt").exists()
+
+
+def test_when_the_time_is_up_it_says_how_to_resume(tmp_path, text_file, capsys):
+    flags = [*SMALL, f"--config.data.corpus={text_file}", f"--workdir={tmp_path / 'run'}"]
+    assert run(*flags, "--config.train.max_minutes=1e-6") == 0
+    told = "stopped by train.max_minutes after step 1: the same command resumes the run\n"
+    assert told in capsys.readouterr().err
+    assert run(*flags) == 0
+    assert (tmp_path / "run" / "samples" / "2.txt").exists()
+
+
 @pytest.mark.parametrize("name", ["a\\b", os.fsdecode(b"caf\xe9")])
 def test_a_folder_that_would_lose_checkpoints_is_refused_and_nothing_is_written(
     name, tmp_path, text_file, capsys
@@ -263,10 +289,15 @@ def test_an_unknown_platform_is_named_in_one_sentence(tmp_path, text_file, platf
     assert not run.exists()
 
 
-def test_tensorboard_without_its_package_is_refused_at_once(tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "tensorboardX", None)
-    assert run("--tensorboard", f"--workdir={tmp_path / 'run'}") == 2
-    assert 'pip install -e ".[tensorboard]"' in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("flag", "package"), [("tensorboard", "tensorboardX"), ("wandb", "wandb")]
+)
+def test_what_needs_a_missing_package_is_refused_at_once(
+    tmp_path, capsys, monkeypatch, flag, package
+):
+    monkeypatch.setitem(sys.modules, package, None)
+    assert run(f"--{flag}", f"--workdir={tmp_path / 'run'}") == 2
+    assert f'pip install -e ".[{flag}]"' in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

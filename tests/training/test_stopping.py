@@ -25,6 +25,7 @@ from gpt_jax.training.step import mean_loss
 from gpt_jax.training.stopping import (
     ALREADY_FINISHED,
     FINISHED,
+    TIME_IS_UP,
     Stop,
     Stopped,
     Stopper,
@@ -187,6 +188,63 @@ def test_a_signal_is_remembered_until_the_run_asks_and_handlers_are_restored(sig
         with pytest.raises(Stopped, match=signum.name):
             stopper.check()
     assert before == [signal.getsignal(each) for each in SIGNALS]
+
+
+def test_when_the_time_is_up_a_run_saves_its_step_and_the_same_command_resumes_it(
+    config, tmp_path, straight
+):
+    """Each look at the clock takes a minute. The first starts it; each step looks once."""
+    minutes = iter(range(0, 6000, 60))
+    limited = config.with_values("train", max_minutes=3)
+    stopper, workdir = Stopper(now=lambda: next(minutes)), tmp_path / "run"
+    stop = loop.train(limited, workdir, stopper=stopper)
+    assert (stop, stop.status, stop.step) == (TIME_IS_UP, 0, 3)
+    assert stop.is_resumable
+    assert loop.train(limited, workdir) == FINISHED
+    assert log(workdir) == log(straight)
+    assert soak.samples(workdir) == soak.samples(straight)
+
+
+def test_a_run_with_little_time_makes_a_step_and_ends_its_evaluation(config, tmp_path):
+    """It has no time left when it begins. Otherwise it would never end."""
+    limited, workdir = config.with_values("train", max_minutes=1e-9), tmp_path / "run"
+    steps, stop = [], None
+    while stop != FINISHED:
+        stop = loop.train(limited, workdir)
+        steps.append(stop.step)
+    assert steps == [*range(1, 11), 0]
+    assert sorted(soak.samples(workdir)) == ["10.txt", "4.txt", "8.txt"]
+
+
+@pytest.mark.parametrize(("minutes", "seconds", "is_up"), [(2, 119, False), (2, 120, True)])
+def test_the_time_is_up_after_so_many_minutes(minutes, seconds, is_up):
+    moments = iter([1000, 1000 + seconds])
+    stopper = Stopper(now=lambda: next(moments))
+    stopper.limit(minutes)
+    assert stopper.poll() == (TIME_IS_UP if is_up else None)
+
+
+def test_without_a_limit_the_time_is_never_up():
+    moments = iter([0, 1e12])
+    stopper = Stopper(now=lambda: next(moments))
+    stopper.limit(0)
+    assert stopper.poll() is None
+
+
+@pytest.mark.parametrize("signum", SIGNALS)
+def test_of_several_processes_a_signal_to_one_counts_for_more_than_the_time_of_another(signum):
+    """Each gets what the other has. Only the first has no time left."""
+    numbers = []
+
+    def agree(number):
+        numbers.append(number)
+        return max(numbers)
+
+    late, signalled = Stopper(agree), Stopper(agree)
+    late.limit(1e-9)
+    assert late.poll() == TIME_IS_UP
+    signalled.receive(signum)
+    assert signalled.poll() == late.poll() == Stop(signum.name, 128 + signum)
 
 
 def test_nohup_keeps_its_meaning():
