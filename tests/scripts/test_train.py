@@ -289,9 +289,7 @@ def test_an_unknown_platform_is_named_in_one_sentence(tmp_path, text_file, platf
     assert not run.exists()
 
 
-@pytest.mark.parametrize(
-    ("flag", "package"), [("tensorboard", "tensorboardX"), ("wandb", "wandb")]
-)
+@pytest.mark.parametrize(("flag", "package"), [("tensorboard", "tensorboardX"), ("wandb", "wandb")])
 def test_what_needs_a_missing_package_is_refused_at_once(
     tmp_path, capsys, monkeypatch, flag, package
 ):

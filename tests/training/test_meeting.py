@@ -205,6 +205,45 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(stopped, straight
     check_same(resumed, straight)
 
 
+def without_time():
+    """The process has no time left when it begins."""
+    from gpt_jax.training.stopping import Stopper
+
+    limit = Stopper.limit
+    Stopper.limit = lambda self, minutes: limit(self, 1e-9)
+
+
+def without_progress():
+    """The process finds no lower loss after the first, which another process does not know."""
+    from gpt_jax.training.log import MetricsLog
+
+    append = MetricsLog.append
+
+    def append_and_change(self, entry):
+        append(self, entry)
+        self.losses = dict.fromkeys(self.losses, 1.0)
+
+    MetricsLog.append = append_and_change
+
+
+def test_if_the_time_of_one_process_is_up_all_stop_after_the_same_step(folder, straight):
+    """Process 0 runs out of patience in the second half, and all end after the same step."""
+    workdir = folder / "limited"
+    statuses, printed = train_together(workdir, {1: without_time})
+    assert statuses == [0, 0]
+    for text in printed:
+        assert "stopped by train.max_minutes after step 1: the same command resumes" in text
+    assert saved(workdir) == [1]
+    impatient = {"train.patience": 1, "train.eval_every": 2}
+    allowed = ["--resume_allow=train.patience"]
+    hooks = {0: without_progress}
+    statuses, printed = train_together(workdir, hooks, lambda number: allowed, **impatient)
+    assert statuses == [0, 0]
+    assert "ended     after step 4 of 10" in printed[0]
+    assert [entry["step"] for entry in log(workdir)] == [1, 2, 3, 4]
+    assert sorted(samples(workdir)) == ["2.txt", "4.txt"]
+
+
 def test_all_processes_resume_from_the_checkpoint_before_a_damaged_one(stopped, straight):
     """Their newest checkpoint is that of step 3. A copy of it is the newer, damaged one."""
     damaged = stopped.with_name("damaged")
