@@ -34,6 +34,7 @@ SETTINGS = {
     **{"model.block_size": 32, "model.n_layer": 1, "model.n_embd": 64, "data.corpus": "builtin"},
     **{"train.steps": 10**6, "train.eval_every": 10, "train.checkpoint_every": 5},
     **{"train.batch_size": 8, "mesh.cpu_devices": 1, "data.val_fraction": 0.01},
+    "train.sample_tokens": 5,
 }
 
 

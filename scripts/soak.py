@@ -35,6 +35,7 @@ SMALL = {
     **{"model.block_size": 16, "model.n_layer": 1, "model.n_embd": 16, "optimizer.warmup_steps": 2},
     **{"train.batch_size": 8, "train.log_every": 5, "train.eval_every": 50, "mesh.cpu_devices": 1},
     **{"train.checkpoint_every": 10, "sample.max_new_tokens": 20},
+    "train.sample_tokens": 20,
 }
 
 

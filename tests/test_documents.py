@@ -52,6 +52,7 @@ SHORT = [
     "--config.model.n_embd=16",
     "--config.train.batch_size=64",
     "--config.optimizer.warmup_steps=1",
+    "--config.train.sample_tokens=0",
     "--config.optimizer.schedule=constant",  # Else another number of steps is compiled anew.
     "--config.mesh.cpu_devices=1",
 ]
@@ -60,7 +61,7 @@ SHORT_PROGRAM = ('{"steps": 200}', '{"steps": 2}, "optimizer": {"warmup_steps": 
 # checked.
 NOT_RUN = (
     *("serve.py", "load.py", "soak.py", "power_cut.py", "campaign.py", "benchmark.py", "baby.py"),
-    "--distributed",
+    *("--distributed", "--wandb"),
     *("gpt2.py:small --config.train",),
     *("play.py", "instruct.py", "prefer.py", "reward.py", "runs/play-instruct"),
     *("runs/shakespeare", "alpaca.jsonl", "runs/gpt2 --instruction"),

@@ -60,7 +60,7 @@ class Parts:
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """What the sample at the end of a run continues.
+    """What the samples of a run continue.
 
     Attributes:
       ids: at least one.
@@ -104,7 +104,7 @@ class Objective(abc.ABC):
 
     @abc.abstractmethod
     def prompt(self) -> Prompt:
-        """What the sample at the end of the run continues."""
+        """What the samples of the run continue."""
 
     @abc.abstractmethod
     def describe(self, step: int) -> str:

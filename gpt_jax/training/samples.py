@@ -2,9 +2,9 @@
 
     samples/<step>.txt
 
-The sample at the end marks the run as finished. It has the number of the last step, and no other
-sample ever does while that is the last step (patience.py): `drop_samples` sees to it, before a
-run that resumes records another last step.
+The sample at the end marks the run as finished: its number is that of the last step (patience.py).
+No sample on the way may have this number. If the last step changes on resume, `drop_samples`
+removes such a sample before the change is recorded.
 """
 
 import dataclasses

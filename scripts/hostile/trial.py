@@ -19,6 +19,7 @@ SETTINGS = {
     **{"model.matmul_dtype": "float32", "optimizer.learning_rate": 0.01, "mesh.cpu_devices": 1},
     **{"optimizer.warmup_steps": 2, "train.batch_size": 8, "train.eval_every": 20},
     **{"train.checkpoint_every": 20, "train.steps": 40, "sample.max_new_tokens": 20},
+    "train.sample_tokens": 20,
 }
 STEPS = {"best": 20, "latest": 40}  # Of the finished run's two checkpoints.
 CLOCK = ("tokens_per_s", "elapsed_s")

@@ -13,7 +13,7 @@ def test_two_kills(capfd):
     out, err = capfd.readouterr()
     assert (status, err) == (0, "")
     assert re.match(r"[12] kills \(\d before its first line.*\); no checkpoint was lost\n", out)
-    assert re.search(r"\d+ arrays, 12 lines and 4 samples: same bit for bit", out)
+    assert re.search(r"\d+ arrays, 12 lines and 2 samples: same bit for bit", out)
 
 
 def change_a_loss(run):
