@@ -164,7 +164,7 @@ def first_state(run: Run, checkpoints: Checkpoints, opened: Opened) -> TrainStat
             f"train.steps = {steps}, but the run in {run.workdir} is already at step {step}: give "
             "more steps, or start a new run with another --workdir"
         )
-    drop_samples(run.workdir, step, last_step(run.workdir, run.config.train))
+    drop_samples(run.workdir, step, last_step(run.workdir, run.config.train, until=step))
     if opened.record is not None:
         changes = list(opened.changes)
         processes.on_first(record_changes)(run.workdir, opened.record, changes, step)

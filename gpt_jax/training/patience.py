@@ -28,10 +28,14 @@ def evaluations_without_progress(losses: Iterable[float | None]) -> int:
     return count
 
 
-def last_step(workdir: Path, c: TrainConfig) -> int:
-    """The step after which the run in `workdir` ends, as far as its log says by now."""
+def last_step(workdir: Path, c: TrainConfig, until: float = math.inf) -> int:
+    """The step after which the run in `workdir` ends, as far as its log says by now.
+
+    `until`: later lines of the log do not count.
+    """
     if not c.patience:
         return c.steps
-    losses = val_losses(read_metrics(workdir / "metrics.jsonl"))
+    entries = read_metrics(workdir / "metrics.jsonl")
+    losses = val_losses(entry for entry in entries if entry["step"] <= until)
     ran_out = evaluations_without_progress(losses.values()) >= c.patience
     return max(losses) if ran_out else c.steps

@@ -23,7 +23,7 @@ from gpt_jax.training.run import Run
 from gpt_jax.training.state import TrainState
 from gpt_jax.training.stopping import Stopper
 
-PIECE = 32  # Tokens between two looks at the stopper. A large model on a CPU takes seconds for it.
+PIECE = 32  # Tokens between two looks at the stopper: seconds for a large model on a CPU.
 
 
 def sample_path(workdir: Path, step: int) -> Path:
@@ -60,11 +60,16 @@ def _try_to_sample(run: Run, step: int, params: Any, stopper: Stopper) -> None:
         text = _draw(run, params, run.config.train.sample_tokens, stopper)
         if not stopper.signum:
             _write(sample_path(run.workdir, step), text)
-    except (OSError, jax.errors.JaxRuntimeError) as error:
-        reason = out_of_memory(error) or (isinstance(error, OSError) and error.strerror)
-        if not reason:
+    except OSError as error:
+        _note_missing(step, error.strerror or str(error))
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if not (sentence := out_of_memory(error)):
             raise
-        note(f"there is no sample of step {step} ({reason}); training continues")
+        _note_missing(step, sentence)
+
+
+def _note_missing(step: int, reason: str) -> None:
+    note(f"there is no sample of step {step} ({reason}); training continues")
 
 
 def _draw(run: Run, params: Any, tokens: int, stopper: Stopper) -> str:

@@ -43,6 +43,7 @@ def test_the_log_says_which_step_is_the_last(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("\n".join([*lines, ""]))
     assert last_step(tmp_path, TrainConfig(patience=0)) == 3000
     assert last_step(tmp_path, TrainConfig(patience=1)) == 8
+    assert last_step(tmp_path, TrainConfig(patience=1), until=7) == 3000
     assert last_step(tmp_path, TrainConfig(patience=2)) == 3000
 
 
@@ -100,6 +101,11 @@ def test_a_run_out_of_patience_ends_as_a_finished_one(config, straight, tmp_path
     told = " ".join(capsys.readouterr().out.split())
     reason = "because 2 evaluation(s) in a row found no lower validation loss (train.patience)"
     assert f"ended after step 8 of 10, {reason}; the best checkpoint is step 4" in told
+
+
+def test_the_last_state_is_saved_even_if_no_save_is_due(config, tmp_path):
+    assert loop.train(config.with_values("train", checkpoint_every=5), tmp_path / "run") == FINISHED
+    assert checkpoints(tmp_path / "run")[-1] == Saved(8, 2.6)
 
 
 @pytest.mark.parametrize("step", range(1, 9))

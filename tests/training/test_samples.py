@@ -2,6 +2,7 @@
 
 import errno
 
+import jax
 import pytest
 import soak
 from steps import share_steps
@@ -141,20 +142,28 @@ def test_a_run_resumes_with_the_samples_of_a_straight_one_wherever_it_is_killed(
     assert soak.samples(workdir) == soak.samples(straight)
 
 
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 9 GB"), "memory is short ("),
+    ],
+)
 def test_a_sample_that_cannot_be_written_costs_only_a_note(
-    config, straight, tmp_path, monkeypatch, capsys
+    config, straight, tmp_path, monkeypatch, capsys, error, reason
 ):
     write, paths = samples._write, []
 
-    def write_on_a_full_disk(path, text):
+    def fail_once(path, text):
         paths.append(path)
         if len(paths) == 1:
-            raise OSError(errno.ENOSPC, "No space left on device")
+            raise error
         write(path, text)
 
-    monkeypatch.setattr(samples, "_write", write_on_a_full_disk)
+    monkeypatch.setattr(samples, "_write", fail_once)
     assert loop.train(config, tmp_path / "run") == FINISHED
-    note = "note: there is no sample of step 4 (No space left on device); training continues\n"
-    assert note in capsys.readouterr().err
+    [note] = capsys.readouterr().err.splitlines()
+    assert note.startswith(f"note: there is no sample of step 4 ({reason}")
+    assert note.endswith("); training continues")
     assert sorted(soak.samples(tmp_path / "run")) == ["10.txt", "8.txt"]
     assert soak.log(tmp_path / "run") == soak.log(straight)
