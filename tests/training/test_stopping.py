@@ -229,6 +229,13 @@ def test_without_a_limit_the_time_is_never_up():
     assert stopper.poll() is None
 
 
+def test_a_signal_counts_for_more_than_the_time():
+    stopper = Stopper()
+    stopper.limit(1e-9)
+    stopper.receive(signal.SIGTERM)
+    assert stopper.poll() == Stop("SIGTERM", 143)
+
+
 @pytest.mark.parametrize("signum", SIGNALS)
 def test_of_several_processes_a_signal_to_one_counts_for_more_than_the_time_of_another(signum):
     """Each gets what the other has. Only the first has no time left."""
