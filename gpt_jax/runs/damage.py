@@ -7,14 +7,20 @@ nothing.
 
 import os
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from gpt_jax.devices import processes
 from gpt_jax.errors import UserError, note
 from gpt_jax.files import open_file, read_json
 
 # Orbax reads these files of every checkpoint at once: one that is broken would hide all of them.
-DESCRIPTIONS = ("_CHECKPOINT_METADATA", "metrics/metrics")
+METADATA, METRICS = "_CHECKPOINT_METADATA", "metrics/metrics"
+# What Orbax 0.12 accepts in the first one. Times are nanoseconds, and become dates.
+FIELDS: dict[str, type | tuple[type, ...]] = {
+    "item_handlers": (dict, str),
+    **dict.fromkeys(("metrics", "performance_metrics", "custom_metadata"), dict),
+    **dict.fromkeys(("init_timestamp_nsecs", "commit_timestamp_nsecs"), int),
+}
 # Trained arrays compress far less than this.
 MAX_NUMBERS_PER_BYTE = 25
 
@@ -49,20 +55,30 @@ def check_descriptions(checkpoint: Path, remedy: str) -> None:
     """Checks the files that are read of every checkpoint before one is chosen; they may be missing.
 
     Raises:
-      DamagedCheckpoint: with `remedy`, if one of them is not a JSON object.
+      DamagedCheckpoint: with `remedy`, if Orbax would not accept one of them.
       UserError: if one of them cannot be read.
     """
-    for name in DESCRIPTIONS:
+    for name, check in ((METADATA, _check_fields), (METRICS, lambda found: None)):
         try:
-            read_json(checkpoint / name)
+            check(read_json(checkpoint / name))
         except FileNotFoundError:
             continue
         except OSError as error:
             raise _unreadable(checkpoint, error) from error
         except ValueError as error:
             raise DamagedCheckpoint(
-                f"{checkpoint} cannot be restored ({name} is not a JSON object): {remedy}"
+                f"{checkpoint} cannot be restored ({name}: {error}): {remedy}"
             ) from error
+
+
+def _check_fields(found: dict[str, Any]) -> None:
+    """Raises ValueError for metadata with a field that Orbax does not know or accept."""
+    for name, value in found.items():
+        if name not in FIELDS:
+            raise ValueError(f"{name!r} is not one of its fields")
+        is_of_type = value is None or isinstance(value, FIELDS[name])
+        if not is_of_type or (isinstance(value, int) and not 0 <= value < 2**63):
+            raise ValueError(f"{name} = {value!r:.40} is not valid")
 
 
 def check_size(checkpoint: Path, numbers: int) -> None:

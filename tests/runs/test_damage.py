@@ -1,6 +1,7 @@
 """Damaged checkpoints and failed saves: see docs/reliability.md."""
 
 import errno
+import json
 import os
 import shutil
 
@@ -80,6 +81,14 @@ def replace(name, content):
     return lambda folder: (folder / name).write_text(content)
 
 
+def change_metadata(**values):
+    def do(folder):
+        path = folder / "_CHECKPOINT_METADATA"
+        path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+    return do
+
+
 def hollow(folder):
     shutil.rmtree(folder)
     folder.mkdir()
@@ -94,6 +103,10 @@ FAULTS = {
     "no description": remove("_CHECKPOINT_METADATA"),
     "an empty description": empty("_CHECKPOINT_METADATA"),
     "a description of another kind": replace("_CHECKPOINT_METADATA", "[]"),
+    "a description with an unknown field": change_metadata(other=1),
+    "a description with a text as time": change_metadata(commit_timestamp_nsecs="now"),
+    "a description of a time that is no date": change_metadata(commit_timestamp_nsecs=10**30),
+    "a description whose handlers are a list": change_metadata(item_handlers=["state"]),
     "an empty loss": empty("metrics/metrics"),
     "no manifest": remove("state/manifest.ocdbt"),
     "no arrays": remove("state"),
