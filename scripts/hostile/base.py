@@ -13,7 +13,7 @@ from hostile import process
 from hostile.process import SCRIPTS, Command, Main
 from hostile.trial import Base, settings
 
-POLLS = 48  # The stopped run was asked to stop at this question: between its two checkpoints.
+LAST_STEP = 32  # Of the stopped run: between the two checkpoints of the finished one.
 
 
 def make(folder: Path) -> Base:
@@ -60,11 +60,11 @@ def stop_early(folder: str) -> int:
     from gpt_jax.training import stopping
 
     class StopsEarly(stopping.Stopper):
-        polls = 0
+        steps = 0
 
         def poll(self) -> stopping.Stop | None:
-            self.polls += 1
-            self.signum = signal.SIGTERM if self.polls >= POLLS else self.signum
+            self.steps += 1
+            self.signum = signal.SIGTERM if self.steps >= LAST_STEP else self.signum
             return super().poll()
 
     stopping.Stopper = StopsEarly  # type: ignore[misc]

@@ -226,8 +226,8 @@ def without_progress():
     MetricsLog.append = append_and_change
 
 
-def test_if_the_time_of_one_process_is_up_all_stop_after_the_same_step(folder, straight):
-    """Process 0 runs out of patience in the second half, and all end after the same step."""
+def test_all_processes_end_together_if_one_has_no_time_or_no_patience_left(folder):
+    """First process 1 has no time left; then process 0, whose log counts, has no patience left."""
     workdir = folder / "limited"
     statuses, printed = train_together(workdir, {1: without_time})
     assert statuses == [0, 0]

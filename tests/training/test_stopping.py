@@ -247,7 +247,7 @@ def test_of_several_processes_a_signal_to_one_counts_for_more_than_the_time_of_a
 
     late, signalled = Stopper(agree), Stopper(agree)
     late.limit(1e-9)
-    assert late.poll() == TIME_IS_UP
+    assert late.poll() == signalled.poll() == TIME_IS_UP
     signalled.receive(signum)
     assert signalled.poll() == late.poll() == Stop(signum.name, 128 + signum)
 
