@@ -34,7 +34,12 @@ SERVE = Path(__file__).with_name("serve.py")
 FLAGS: tuple[command_line.Flag, ...] = (
     command_line.WORKDIR,
     ("clients", str, "1,8,32,128", "Numbers of clients at once, separated by commas."),
-    ("texts", int, 8, "Texts that each client asks for; a single client asks for four times that."),
+    (
+        "texts",
+        int,
+        24,
+        "Texts that each client asks for; a single client asks for four times that.",
+    ),
     ("max_tokens", int, 120, "Tokens of a text."),
     ("fuzz", int, 10_000, "Random requests, most of them wrong, to send at the end."),
 )
@@ -102,7 +107,7 @@ def server(workdir: Path) -> Iterator[tuple[str, int]]:
 
 def prompt_of(url: str) -> str:
     """The prompt of the run that a server has."""
-    _, content = asyncio.run(send(url, "GET", "/api/runs", b""))
+    content = asyncio.run(send(url, "GET", "/api/runs", b""))
     prompt: str = json.loads(content.partition(b"\r\n\r\n")[2])[0]["prompt"]
     return prompt
 
@@ -120,39 +125,54 @@ async def load(url: str, body: dict[str, Any], clients: int, texts: int) -> str:
 async def client(
     url: str, body: dict[str, Any], texts: int, number: int, waits: list[float]
 ) -> int:
-    """Streams texts, one after another. Adds the time to each first token; returns all tokens."""
-    total = 0
-    for text in range(texts):
-        usage = {"stream_options": {"include_usage": True}, "seed": 1000 * number + text}
-        started = time.perf_counter()
-        first, content = await send(
-            url, "POST", "/v1/completions", json.dumps(body | usage).encode(), b"data: "
-        )
-        waits.append(first - started)
-        if not (found := re.search(rb'"completion_tokens":(\d+)', content)):
-            raise UserError(f"the server answers {content[-300:]!r}: see its messages above")
-        total += int(found[1])
+    """Streams texts over one connection, one after another. Adds the time to each first token.
+
+    A client of a library would use more of the cores than the server.
+
+    Returns: the number of tokens.
+    """
+    total, place = 0, urlsplit(url)
+    reader, writer = await asyncio.open_connection(place.hostname, place.port)
+    with contextlib.closing(writer):
+        for text in range(texts):
+            usage = {"stream_options": {"include_usage": True}, "seed": 1000 * number + text}
+            content = json.dumps(body | usage).encode()
+            started = time.perf_counter()
+            writer.write(request(place.netloc, "POST", "/v1/completions", content))
+            first, answer = await read_stream(reader)
+            waits.append(first - started)
+            if not (found := re.search(rb'"completion_tokens":(\d+)', answer)):
+                raise UserError(f"the server answers {answer[-300:]!r}: see its messages above")
+            total += int(found[1])
     return total
 
 
-async def send(
-    url: str, method: str, path: str, body: bytes, sign: bytes = b"\r\n\r\n"
-) -> tuple[float, bytes]:
-    """Sends a request. Returns when `sign` arrived, and the body of the answer as it came.
+def request(host: str, method: str, path: str, body: bytes, more: str = "") -> bytes:
+    """A request as it is sent; `more`: lines of its head."""
+    head = f"{method} {path} HTTP/1.1\r\nHost: {host}\r\n{more}"
+    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
-    A client of a library would use more of the cores than the server.
-    """
+
+async def read_stream(reader: asyncio.StreamReader) -> tuple[float, bytes]:
+    """An answer in chunks, and when its first event came."""
+    content, first = b"", 0.0
+    async with asyncio.timeout(TIMEOUT_S):
+        while not content.endswith(b"\r\n0\r\n\r\n") and (part := await reader.read(2**16)):
+            content += part
+            first = first or (time.perf_counter() if b"data: " in content else 0.0)
+            if not content.startswith(b"HTTP/1.1 200"):  # An error has no chunks.
+                break
+    return first, content
+
+
+async def send(url: str, method: str, path: str, body: bytes) -> bytes:
+    """Sends a request over a connection of its own. Returns the answer as it came."""
     place = urlsplit(url)
     reader, writer = await asyncio.open_connection(place.hostname, place.port)
-    head = f"{method} {path} HTTP/1.1\r\nHost: {place.netloc}\r\nConnection: close\r\n"
-    writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-    content, first = b"", 0.0
     with contextlib.closing(writer):
+        writer.write(request(place.netloc, method, path, body, "Connection: close\r\n"))
         async with asyncio.timeout(TIMEOUT_S):
-            while part := await reader.read(2**16):
-                content += part
-                first = first or (time.perf_counter() if sign in content else 0.0)
-    return first, content
+            return await reader.read()
 
 
 def growth(url: str, pid: int, body: dict[str, Any]) -> str:
@@ -179,7 +199,7 @@ async def fuzz(url: str, body: dict[str, Any], count: int) -> int:
         source = random.Random(seed)
         for _ in range(seed, count, FUZZERS):
             method, path, content = random_request(source, body)
-            _, answer = await send(url, method, path, content)
+            answer = await send(url, method, path, content)
             found = re.match(rb"HTTP/1.1 (\d+)", answer)
             statuses[found[1].decode() if found else "none"] += 1
 

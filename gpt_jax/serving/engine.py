@@ -26,7 +26,8 @@ from gpt_jax.inspection import Scores
 from gpt_jax.serving.slots import PIECE, Slot, Slots
 from gpt_jax.training.memory import check_sampling
 
-PIECE_S = 0.02  # Time of a piece: short enough for a text to appear smoothly.
+PIECE_S = 0.05  # Most time of a piece: a text appears smoothly, and others join soon.
+SHORTEST = 8  # Tokens of a piece that some texts need to the end; less is not worth the overhead.
 
 
 @dataclasses.dataclass(eq=False)
@@ -180,8 +181,7 @@ class _Worker:
             if job not in self._slot_of:
                 self._slot_of[job] = slots.join(job.ids, job.options, job.seed, job.index)
         started = time.perf_counter()
-        longest = max(job.left for job in self.jobs)
-        count = max(1, min(PIECE, longest, int(PIECE_S / self._seconds)))
+        count = self._count()
         drawn = slots.draw(count, any(job.scored for job in self.jobs))
         most = max(len(ids) for ids, _ in drawn.values())
         self._seconds = (time.perf_counter() - started) / most
@@ -189,6 +189,12 @@ class _Worker:
             ids, scores = drawn[self._slot_of[job]]
             job.left -= len(ids)
             job.is_cancelled |= not job.take(ids, scores)
+
+    def _count(self) -> int:
+        """Tokens of the next piece. The row of a text that ends before the others is idle then."""
+        left = [job.left for job in self.jobs]
+        useful = min(max(left), max(min(left), SHORTEST))
+        return max(1, min(useful, PIECE, int(PIECE_S / self._seconds)))
 
     def fail(self, reason: str) -> None:
         """Ends all texts with an error."""

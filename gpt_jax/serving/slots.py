@@ -38,7 +38,8 @@ class Columns(NamedTuple):
     last: Any
     position: Any  # Of `last` in the row's window.
     drawn: Any  # Tokens before this piece: the number of the next random number.
-    keys: Any  # Raw, shape (B, 2).
+    seed: Any
+    index: Any  # Which sample of its seed each text is.
     temperature: Any
     top_k: Any
     top_p: Any
@@ -73,7 +74,7 @@ def draw_piece(
     Returns: the ids, shape (B, PIECE), of which the first `count` columns are valid; their scores;
       the cache.
     """
-    u_BK, size = _uniforms(columns.keys, columns.drawn), config.block_size
+    u_BK, size = _uniforms(columns.seed, columns.index, columns.drawn), config.block_size
 
     def draw_one(i: Array, carry: Any) -> Any:
         last_B, cache, found = carry
@@ -98,20 +99,15 @@ def draw_piece(
     return new_BK, scores, cache
 
 
-def _uniforms(keys_B2: Array, first_B: Array) -> Array:
+def _uniforms(seed_B: Array, index_B: Array, first_B: Array) -> Array:
     """The numbers that `decode.uniforms` gives the next PIECE tokens of each row, (B, PIECE)."""
 
-    def of_row(key_2: Array, first: Array) -> Array:
-        key = jax.random.wrap_key_data(key_2)
+    def of_row(seed: Array, index: Array, first: Array) -> Array:
+        key = jax.random.fold_in(jax.random.key(seed), index)
         keys_K = jax.vmap(partial(jax.random.fold_in, key))(first + jnp.arange(PIECE))
         return jax.vmap(jax.random.uniform)(keys_K)
 
-    return jax.vmap(of_row)(keys_B2, first_B)
-
-
-@jax.jit
-def _key(seed: Array, index: Array) -> Array:
-    return jax.random.key_data(jax.random.fold_in(jax.random.key(seed), index))
+    return jax.vmap(of_row)(seed_B, index_B, first_B)
 
 
 @partial(jax.jit, donate_argnames="cache")
@@ -143,17 +139,18 @@ class Slot:
     Attributes:
       window: the ids in view, the prompt's among them; at most block_size.
       options: all but `prompt` and `max_new_tokens` apply.
-      key: of its random numbers, raw.
+      seed, index: of its random numbers; see `decode.uniforms`.
       drawn: tokens drawn so far.
     """
 
     window: list[int]
     options: SampleConfig
-    key: np.ndarray
+    seed: int = 0
+    index: int = 0
     drawn: int = 0
 
 
-IDLE = Slot([0], SampleConfig(temperature=0.0, top_k=0), np.zeros(2, np.uint32))
+IDLE = Slot([0], SampleConfig(temperature=0.0, top_k=0))
 
 
 class Slots:
@@ -192,7 +189,7 @@ class Slots:
         if None not in self._rows:
             self._resize(2 * len(self._rows))
         window = [int(i) for i in ids[-self._config.block_size :]]
-        slot = Slot(window, options, np.asarray(_key(seed, index)))
+        slot = Slot(window, options, seed, index)
         self._rows[self._rows.index(None)] = slot
         self._fill(slot)
         return slot
@@ -228,7 +225,8 @@ class Slots:
             np.array([slot.window[-1] for slot in rows], np.int32),
             np.array([len(slot.window) - 1 for slot in rows], np.int32),
             np.array([slot.drawn for slot in rows], np.int32),
-            np.array([slot.key for slot in rows]),
+            np.array([slot.seed for slot in rows], np.int32),
+            np.array([slot.index for slot in rows], np.int32),
             np.array([slot.options.temperature for slot in rows], np.float32),
             np.array([slot.options.top_k for slot in rows], np.int32),
             np.array([slot.options.top_p for slot in rows], np.float32),

@@ -55,7 +55,7 @@ class _Tuning:
                 f"tune.objective = {self.c.objective!r} with tune.data begins from a run: give "
                 "--init_from=runs/NAME"
             )
-        return CharTokenizer(TASKS[self.c.task].alphabet)
+        return CharTokenizer(TASKS[self.c.task]().alphabet)
 
     def make(self, parts: Parts) -> Objective:
         """As `Maker.make`."""

@@ -146,7 +146,7 @@ def test_rows_double_for_texts_that_join_and_halve_when_few_are_left(model):
 def test_other_texts_compile_nothing(model):
     config, params = model
     together = Slots(config, params)
-    functions = slots.draw_piece, slots._insert, slots._rows, slots._key, decode.prefill
+    functions = slots.draw_piece, slots._insert, slots._rows, decode.prefill
     for function in functions:
         function.clear_cache()
     sizes = []

@@ -45,11 +45,13 @@ class Task(Protocol):
 
     Attributes:
       template: the name of its template.
-      alphabet: the characters of all its texts.
     """
 
     template: str
-    alphabet: str
+
+    @property
+    def alphabet(self) -> str:
+        """The characters of all its texts."""
 
     def prompt(self, seed: int, index: int, held_out: bool) -> Prompt:
         """Prompt number `index`: of those for training, or of those that are held out."""
