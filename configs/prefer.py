@@ -1,12 +1,12 @@
 """Preferences for the play: of its own answers, the instructed model prefers the better ones.
 
-    python scripts/pairs.py --workdir=runs/play-instruct --task=play --num_prompts=3000 \\
+    python scripts/pairs.py --workdir=runs/play-instruct --task=play --num_prompts=6000 \\
         --out=pairs.jsonl
     python scripts/train.py --config=configs/prefer.py --init_from=runs/play-instruct \\
         --config.tune.data=pairs.jsonl
 
-On 2 cores (AMD Zen 4): 48 seconds, seed 0; the share of answers that fulfil all conditions rises
-from 88.3 to 93.0 % (docs/tuning.md).
+On 2 cores (AMD Zen 4): 3:36 for the pairs and 1:24 for the tuning. The share of answers that fulfil
+all conditions rises by 6 to 7 points, with seed 0 from 88.3 to 94.1 % (docs/tuning.md).
 """
 
 from ml_collections import ConfigDict
@@ -15,7 +15,7 @@ from gpt_jax.config import default_config
 
 
 def get_config() -> ConfigDict:
-    """Adam at a small rate, two epochs of 1,308 pairs; the chosen answers are learned, too."""
+    """Adam at a small rate, one or two epochs; the chosen answers are learned, too."""
     config = default_config()
     config.tune.objective = "preferences"
     config.tune.beta = 0.1
@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
     config.optimizer.min_learning_rate = 0.0
     config.optimizer.warmup_steps = 10
     config.optimizer.schedule = "linear"
-    config.train.steps = 80
+    config.train.steps = 160
     config.train.eval_every = 20
     config.train.checkpoint_every = 20
     return config

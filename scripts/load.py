@@ -38,7 +38,7 @@ FLAGS: tuple[command_line.Flag, ...] = (
         "texts",
         int,
         24,
-        "Texts that each client asks for; a single client asks for four times that.",
+        "Texts that each client asks for; a single client, four times as many.",
     ),
     ("max_tokens", int, 120, "Tokens of a text."),
     ("fuzz", int, 10_000, "Random requests, most of them wrong, to send at the end."),
