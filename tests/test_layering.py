@@ -59,7 +59,17 @@ HOUSE = {
     "completion": [],
     "api": [],
     "serving": [
-        *("errors", "requests", "choice", "slots", "engine", "library", "drawing", "protocol"),
+        *(
+            "errors",
+            "requests",
+            "choice",
+            "row_sampler",
+            "slots",
+            "engine",
+            "library",
+            "drawing",
+            "protocol",
+        ),
         "page_data",
         *("sending", "handlers", "guard", "app", "server"),
     ],

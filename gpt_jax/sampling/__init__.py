@@ -8,4 +8,12 @@ from gpt_jax.sampling.decode import generate, stream
 from gpt_jax.sampling.prompt import encode_prompt, known_prompt
 from gpt_jax.sampling.sampler import sample_token
 
-__all__ = ["encode_prompt", "generate", "known_prompt", "sample_token", "stream"]
+__all__ = [
+    "decode",
+    "encode_prompt",
+    "generate",
+    "known_prompt",
+    "sample_token",
+    "sampler",
+    "stream",
+]

@@ -23,35 +23,14 @@ def sample_token(
 
     def draw() -> Array:
         scaled_V = _cut_to_top_k(logits_V, top_k) / temperature
-        scaled_V = lax.cond(top_p < 1, lambda: _cut_to_top_p(scaled_V, top_p), lambda: scaled_V)
-        return _pick(scaled_V, u)
+        scaled_V = lax.cond(top_p < 1, lambda: cut_to_top_p(scaled_V, top_p), lambda: scaled_V)
+        return pick(scaled_V, u)
 
     greedy = temperature < MIN_TEMPERATURE
     return lax.cond(greedy, lambda: jnp.argmax(logits_V).astype(jnp.int32), draw)
 
 
-def sample_rows(
-    logits_BV: Array, u_B: Array, temperature_B: Array, top_k_B: Array, top_p_B: Array
-) -> Array:
-    """`sample_token` for rows that have options of their own, none of them static: ids, (B,).
-
-    A cut that no row asks for is skipped. Under `vmap`, every row would pay for it.
-    """
-    kept_BV = lax.cond(
-        jnp.any(top_k_B > 0), jax.vmap(_cut_to_any_top_k), lambda x, k: x, logits_BV, top_k_B
-    )
-    scaled_BV = kept_BV / jnp.maximum(temperature_B, MIN_TEMPERATURE)[:, None]
-
-    def cut(x_BV: Array, p_B: Array) -> Array:
-        return jnp.where(p_B[:, None] < 1, jax.vmap(_cut_to_top_p)(x_BV, p_B), x_BV)
-
-    scaled_BV = lax.cond(jnp.any(top_p_B < 1), cut, lambda x, p: x, scaled_BV, top_p_B)
-    greedy_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
-    drawn_B = jax.vmap(_pick)(scaled_BV, u_B)
-    return jnp.where(temperature_B < MIN_TEMPERATURE, greedy_B, drawn_B)
-
-
-def _pick(scaled_V: Array, u: Array | float) -> Array:
+def pick(scaled_V: Array, u: Array | float) -> Array:
     """The id in whose share of the cumulative probabilities `u` falls."""
     cumulative_V = jnp.cumsum(jax.nn.softmax(scaled_V))
     # Rounding can leave u above the total. Then take the last id that was not cut.
@@ -65,20 +44,10 @@ def _cut_to_top_k(logits_V: Array, top_k: int) -> Array:
     if len(logits_V) > COUNTED_VOCAB:
         kept_K = lax.top_k(logits_V, top_k)[1]
         return jnp.full_like(logits_V, -jnp.inf).at[kept_K].set(logits_V[kept_K])
-    return jnp.where(_counted_ranks(logits_V) < top_k, logits_V, -jnp.inf)
+    return jnp.where(counted_ranks(logits_V) < top_k, logits_V, -jnp.inf)
 
 
-def _cut_to_any_top_k(logits_V: Array, top_k: Array) -> Array:
-    """`_cut_to_top_k` for a number that is not static; it sorts a large vocabulary."""
-    if len(logits_V) > COUNTED_VOCAB:
-        order_V = jnp.argsort(-logits_V)  # Stable, so of equal logits the lowest id comes first.
-        rank_V = jnp.zeros_like(order_V).at[order_V].set(jnp.arange(len(logits_V)))
-    else:
-        rank_V = _counted_ranks(logits_V)
-    return jnp.where((rank_V < top_k) | (top_k == 0), logits_V, -jnp.inf)
-
-
-def _counted_ranks(logits_V: Array) -> Array:
+def counted_ranks(logits_V: Array) -> Array:
     """How many ids come before each: those with larger logits, and lower ids with equal ones."""
     left_V1, is_lower_VV = logits_V[:, None], jnp.tri(len(logits_V), k=-1, dtype=bool)
     before_VV = jnp.where(is_lower_VV, logits_V >= left_V1, logits_V > left_V1)
@@ -86,7 +55,8 @@ def _counted_ranks(logits_V: Array) -> Array:
     return before_VV @ jnp.ones(len(logits_V))
 
 
-def _cut_to_top_p(logits_V: Array, top_p: Array | float) -> Array:
+def cut_to_top_p(logits_V: Array, top_p: Array | float) -> Array:
+    """The logits, -inf for those that top-p cuts."""
     order_V = jnp.argsort(-logits_V)
     sorted_V = jax.nn.softmax(logits_V[order_V])
     before_V = jnp.cumsum(sorted_V) - sorted_V

@@ -26,7 +26,7 @@ from gpt_jax.config import GPTConfig, SampleConfig
 from gpt_jax.inspection import Scores, scores_of
 from gpt_jax.model import Cache, init_cache
 from gpt_jax.sampling.decode import decode_step, half_window, prefill_window
-from gpt_jax.sampling.sampler import sample_rows
+from gpt_jax.serving.row_sampler import sample_rows
 
 PIECE = 64  # Most tokens per piece: the work between two pieces is small against it.
 SHORTEST_PREFILL = 8  # Tokens. They take 0.26 ms with configs/tiny.py; half a window takes 1.2 ms.

@@ -12,8 +12,9 @@ from gpt_jax.config.sections import SampleConfig
 from gpt_jax.model.gpt import GPT, init_cache
 from gpt_jax.sampling import decode
 from gpt_jax.sampling.decode import generate
-from gpt_jax.sampling.sampler import sample_rows, sample_token
+from gpt_jax.sampling.sampler import sample_token
 from gpt_jax.serving import slots
+from gpt_jax.serving.row_sampler import sample_rows
 from gpt_jax.serving.slots import PIECE, Slots
 
 WARM = SampleConfig(temperature=1.5, top_k=0)
