@@ -67,7 +67,7 @@ def check_descriptions(checkpoint: Path, remedy: str) -> None:
             raise _unreadable(checkpoint, error) from error
         except ValueError as error:
             raise DamagedCheckpoint(
-                f"{checkpoint} cannot be restored ({name}: {error}): {remedy}"
+                f"{checkpoint} cannot be restored ({name} is not valid: {error}): {remedy}"
             ) from error
 
 

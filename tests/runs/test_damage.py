@@ -208,7 +208,7 @@ def test_a_read_error_is_not_taken_for_damage(folder, monkeypatch):
 
 def test_a_reader_gets_the_name_of_a_checkpoint_that_hides_the_others(folder):
     empty("metrics/metrics")(folder / "2")
-    with pytest.raises(UserError, match=r"/2 cannot be restored \(metrics/metrics is not a JSON"):
+    with pytest.raises(UserError, match=r"/2 cannot be restored \(metrics/metrics is not valid"):
         Checkpoints.for_reading(folder)
     assert {path.name for path in folder.iterdir()} == {"2", "4"}
 

@@ -49,7 +49,7 @@ def train(workdir: Path, text: str, data: dict[str, str], model: dict[str, int])
         "data": {"corpus": str(corpus)} | data,
         "optimizer": {"learning_rate": 1e-2, "warmup_steps": 2, "min_learning_rate": 1e-4},
         "train": {"steps": 150, "batch_size": 8, "microbatch_size": 8, "eval_every": 150},
-        "sample": {"prompt": "é", "max_new_tokens": 5},
+        "sample": {"prompt": text[0], "max_new_tokens": 5},
         "mesh": {"cpu_devices": 1},
     }
     with contextlib.redirect_stdout(io.StringIO()):

@@ -2,6 +2,7 @@
 
 import threading
 
+import jax
 import pytest
 
 from gpt_jax.sampling import encode_prompt
@@ -138,18 +139,38 @@ def test_a_closed_engine_finishes_its_texts(make, model):
     assert engine.is_idle
 
 
-@pytest.mark.parametrize(("seconds", "expected"), [(1.0, 1), (0.0045, 4), (1e-6, 16)])
-def test_a_slow_model_draws_shorter_pieces(make, model, monkeypatch, seconds, expected):
-    """As many tokens as take 20 ms, and at most 16; the first piece is a single token."""
-    counts, draw, clock = [], Slots.draw, [0.0]
+def noted_pieces(monkeypatch, seconds):
+    """The tokens of each piece that is drawn, and the valid ones; a token takes so many seconds."""
+    pieces, draw, clock = [], Slots.draw, [0.0]
 
     def noted(slots, count, scored):
-        counts.append(count)
-        clock[0] += seconds * count
-        return draw(slots, count, scored)
+        drawn = draw(slots, count, scored)
+        valid = max(len(ids) for ids, _ in drawn.values())
+        pieces.append((count, valid))
+        clock[0] += seconds * valid
+        return drawn
 
     monkeypatch.setattr(Slots, "draw", noted)
     monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    return pieces
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(1.0, 1), (0.012, 4), (1e-6, 64)])
+def test_a_slow_model_draws_shorter_pieces(make, model, monkeypatch, seconds, expected):
+    """As many tokens as take 50 ms, and at most 64; the first piece is a single token."""
+    pieces = noted_pieces(monkeypatch, seconds)
     submit(make(slots=1), text := Text(model, most=100))
     text.text(model)
-    assert counts[0] == 1 and set(counts[1:]) == {expected}
+    assert pieces[0] == (1, 1)
+    assert max(count for count, _ in pieces[1:]) == expected
+    assert pieces[-1][0] == pieces[-1][1]  # No token beyond the text.
+
+
+def test_a_piece_ends_with_the_text_that_ends_first(make, model, monkeypatch):
+    """Unless that is soon: its row is then idle until the piece ends."""
+    monkeypatch.setattr("jax.local_devices", lambda: jax.devices()[:1])
+    pieces = noted_pieces(monkeypatch, 1e-6)
+    ended = Text(model, most=10, prompt="a"), Text(model, most=100, prompt="a")
+    submit(make(slots=2), *ended)
+    assert [len(text.text(model)) for text in ended] == [10, 100]
+    assert [count for count, _ in pieces[:2]] == [1, 9]

@@ -40,7 +40,7 @@ from tuned import (
 )
 
 import gpt_jax
-from gpt_jax import api
+from gpt_jax import completion
 from gpt_jax.config import Config
 from gpt_jax.errors import UserError
 from gpt_jax.model import GPT
@@ -155,13 +155,13 @@ def test_10_an_instruction_is_written_as_in_the_rows_that_the_run_learned(
     parts, state = make_parts(config, TOKENIZER)
     batch = flat(make_maker(config.tune, False).make(parts).batch(0, state))
     seen: list[np.ndarray] = []
-    stream = api.stream
+    stream = completion.stream
 
     def spy(model: Any, params: Any, ids: np.ndarray, *rest: Any) -> Any:
         seen.append(ids)
         return stream(model, params, ids, *rest)
 
-    monkeypatch.setattr(api, "stream", spy)
+    monkeypatch.setattr(completion, "stream", spy)
     workdir = instructed(tmp_path_factory)
     flags = [f"--workdir={workdir}", f"--instruction={prompt.text}"]
     assert sample.main(["scripts/sample.py", *flags]) == 0
