@@ -1,6 +1,9 @@
 """Instructions for the play: the base learns to answer requests.
 
-python scripts/train.py --config=configs/instruct.py --init_from=runs/play
+    python scripts/train.py --config=configs/instruct.py --init_from=runs/play
+
+Six minutes on 2 cores (AMD Zen 4). 88, 81 and 74 % of the answers fulfil all conditions, for three
+seeds (docs/tuning.md).
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,8 @@
-"""The base of the play's tuned models: pre-training on the built-in play, context 320.
+"""The base of the play's tuned models: pre-training on the built-in play, context 128.
 
-python scripts/train.py --config=configs/play.py
+    python scripts/train.py --config=configs/play.py
+
+1.3 million parameters. 75 seconds on 2 cores (AMD Zen 4): 0.55 nats per character.
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,9 @@
 """Rewards for the play: the instructed model draws answers, and the judge scores them.
 
-python scripts/train.py --config=configs/reward.py --init_from=runs/play-instruct
+    python scripts/train.py --config=configs/reward.py --init_from=runs/play-instruct
+
+Three minutes on 2 cores (AMD Zen 4). The share of answers that fulfil all conditions rises from 81
+to 83 %, the mean of three seeds, and from 47 to 56 % at temperature 1 (docs/tuning.md).
 """
 
 from ml_collections import ConfigDict
