@@ -79,6 +79,8 @@ def _check_fields(found: dict[str, Any]) -> None:
         is_of_type = value is None or isinstance(value, FIELDS[name])
         if not is_of_type or (isinstance(value, int) and not 0 <= value < 2**63):
             raise ValueError(f"{name} = {value!r:.40} is not valid")
+    if found.get("performance_metrics"):  # Orbax 0.12 writes none, and refuses unknown ones.
+        raise ValueError("performance_metrics is not empty")
 
 
 def check_size(checkpoint: Path, numbers: int) -> None:

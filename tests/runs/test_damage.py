@@ -106,6 +106,7 @@ FAULTS = {
     "a description with an unknown field": change_metadata(other=1),
     "a description with a text as time": change_metadata(commit_timestamp_nsecs="now"),
     "a description of a time that is no date": change_metadata(commit_timestamp_nsecs=10**30),
+    "a description with an unknown measurement": change_metadata(performance_metrics={"x": 1.5}),
     "a description whose handlers are a list": change_metadata(item_handlers=["state"]),
     "an empty loss": empty("metrics/metrics"),
     "no manifest": remove("state/manifest.ocdbt"),
