@@ -247,6 +247,7 @@ class TuneConfig(Section, name="tune"):
     reward: str = setting("", ANY, "rewards: path:function, instead of the task's judge")
     group_size: int = setting(8, GROUP, "rewards: answers per prompt; divides train.batch_size")
     answer_tokens: int = setting(256, POSITIVE, "rewards: tokens of the longest answer")
+    temperature: float = setting(1.0, POSITIVE, "rewards: answers are drawn at this temperature")
     divisor: str = setting(
         "constant", one_of("constant", "tokens", "sequence"),
         "rewards: a token counts 1 / (answers x answer_tokens), 1 / (tokens of all answers), or "

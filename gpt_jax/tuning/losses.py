@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax import Array
 
 from gpt_jax.config import TuneConfig
@@ -21,9 +22,13 @@ Rows = dict[str, Array]
 Losses = tuple[Array, dict[str, Array]]
 
 
-def log_probabilities(model: GPT, params: Any, tokens_MW: Array) -> Array:
-    """log p of every target in nats, shape (M, T), without dropout."""
-    return -token_losses(model, params, tokens_MW)
+def log_probabilities(
+    model: GPT, params: Any, tokens_MW: Array, temperature: float = 1.0
+) -> Array:
+    """log p of every target in nats, shape (M, T), without dropout; p as drawn at a temperature."""
+    logits_MTV = model.apply({"params": params}, tokens_MW[:, :-1])
+    targets_MT = tokens_MW[:, 1:]
+    return -optax.softmax_cross_entropy_with_integer_labels(logits_MTV / temperature, targets_MT)
 
 
 def instruction_losses(model: GPT, params: Any, rows: Rows, keys_M: Array | None) -> Losses:
@@ -69,12 +74,13 @@ def reward_losses(c: TuneConfig, model: GPT, params: Any, rows: Rows) -> Losses:
 
         -sum w min(rho A, clip(rho, 1 - eps, 1 + eps) A)
 
-    with rho = p / p_old of a token, and A the advantage of its answer (rewards.py).
+    with rho = p / p_old of a token, both at `tune.temperature`, at which answers are drawn, and A
+    the advantage of its answer (rewards.py).
 
     Rows: `tokens` (M, W), `mask` and `weights` (M, T), `advantages` (M,), `old` and `reference`
     (M, T): log p of the policy that drew the answers, and of the reference; `metrics`, passed on.
     """
-    logps_MT = log_probabilities(model, params, rows["tokens"])
+    logps_MT = log_probabilities(model, params, rows["tokens"], c.temperature)
     ratio_MT = jnp.exp(rows["mask"] * (logps_MT - rows["old"]))
     clipped_MT = jnp.clip(ratio_MT, 1 - c.clip, 1 + c.clip)
     advantages_M1 = rows["advantages"][:, None]

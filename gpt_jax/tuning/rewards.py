@@ -38,7 +38,7 @@ class Rewards(Tuning):
         self.losses = lambda model, params, rows, keys: reward_losses(c, model, params, rows)
         self._prompts, self._val = _read(source)
         super().__init__(parts, source, source.prompt_ids(self._val[0].text))
-        self._reward, self._score = reward, make_score(parts)
+        self._reward, self._score = reward, make_score(parts, c.temperature)
         self._drawer = Drawer(
             parts.config.model,
             source.tokenizer,
@@ -61,7 +61,7 @@ class Rewards(Tuning):
         poll()
         keys = jax.random.split(jax.random.key(0), len(self._val))
         ids = [self._source.prompt_ids(prompt.text) for prompt in self._val]
-        answers = self._drawer.draw(params, ids, keys)
+        answers = self._drawer.draw(params, ids, keys, self._parts.config.tune.temperature)
         reward = float(self._rewards(self._val, answers).mean())
         ended = float(np.mean([answer.ended for answer in answers]))
         return {"loss": -reward, "reward": reward, "ended": ended}
@@ -77,7 +77,7 @@ class Rewards(Tuning):
         prompts = [prompt for prompt in distinct for _ in range(tune.group_size)]
         ids = [self._source.prompt_ids(prompt.text) for prompt in prompts]
         keys = jax.random.split(jax.random.fold_in(state.key, step), len(prompts))
-        answers = self._drawer.draw(state.params, ids, keys)
+        answers = self._drawer.draw(state.params, ids, keys, tune.temperature)
         rows = [_row(prompt, answer.ids) for prompt, answer in zip(ids, answers, strict=True)]
         tokens_BW, mask_BT = padded(rows, self._source.width)
         old_BT, reference_BT = self._log_probabilities(state, tokens_BW)

@@ -1,13 +1,14 @@
 """Conversations -> the rows of a batch: ids, and which of them the model learns.
 
-A row is one conversation, padded to the window. Its mask is 1 at every target that belongs to an
+A row is one conversation, padded at its end. Its mask is 1 at every target that belongs to an
 answer, the end included: the model learns what it should say and when it should stop. Padding is
 masked; what the padding is does not matter, because attention never looks ahead.
 
-Shapes: N rows, W = T + 1 tokens of a window.
+Shapes: N rows, W = T + 1 tokens, at most those of a window.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -72,8 +73,14 @@ def encode(
     return Row(ids, answered | (not mask), int(begins[-1]))
 
 
-def padded(rows: Sequence[Row], width: int) -> tuple[np.ndarray, np.ndarray]:
-    """The ids, int32 (N, W), and the mask of the targets, float32 (N, W - 1)."""
+def padded(rows: Sequence[Row], window: int) -> tuple[np.ndarray, np.ndarray]:
+    """The ids, int32 (N, W), and the mask of the targets, float32 (N, W - 1).
+
+    `window`: the tokens of a window. T is the least quarter of a window that has room for all rows,
+    so the step is compiled at most four times. The play's rows need three quarters.
+    """
+    quarters = math.ceil(4 * (max(len(row.ids) for row in rows) - 1) / (window - 1))
+    width = math.ceil(quarters * (window - 1) / 4) + 1
     tokens_NW = np.zeros((len(rows), width), np.int32)
     mask_NT = np.zeros((len(rows), width - 1), np.float32)
     for tokens_W, mask_T, row in zip(tokens_NW, mask_NT, rows, strict=True):

@@ -16,14 +16,15 @@ from gpt_jax.tuning.losses import log_probabilities
 Score = Callable[[Any, Array], Array]
 
 
-def make_score(parts: Parts) -> Score:
+def make_score(parts: Parts, temperature: float = 1.0) -> Score:
     """The jitted function (params, tokens (A, M, ..., W)) -> log p (A, M, ..., T), no dropout."""
     model, mesh = GPT(parts.config.model), parts.layout.sharding.mesh
 
     def score(params: Any, tokens: Array) -> Array:
         def microbatch(tokens: Array) -> Array:
             flat_MW = tokens.reshape(-1, tokens.shape[-1])
-            return log_probabilities(model, params, flat_MW).reshape(*tokens.shape[:-1], -1)
+            logps_MT = log_probabilities(model, params, flat_MW, temperature)
+            return logps_MT.reshape(*tokens.shape[:-1], -1)
 
         assert isinstance(mesh, Mesh)
         with activations_over(mesh, parts.config.model):

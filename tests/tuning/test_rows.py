@@ -32,6 +32,18 @@ def test_padding_is_never_learned_even_where_it_equals_the_end() -> None:
     assert not mask[len(row.ids) - 1 :].any()
 
 
+@pytest.mark.parametrize(
+    ("longest", "window", "width"),
+    [(2, 65, 17), (17, 65, 17), (18, 65, 33), (65, 65, 65), (3, 11, 4), (4, 11, 6), (6, 11, 6)],
+)
+def test_a_batch_is_as_wide_as_its_longest_row_needs_in_quarters_of_a_window(
+    longest: int, window: int, width: int
+) -> None:
+    rows = [Row(np.ones(size, np.int32), np.ones(size, bool), 1) for size in (2, longest)]
+    tokens, mask = padded(rows, window)
+    assert (tokens.shape, mask.shape) == ((2, width), (2, width - 1))
+
+
 def test_every_answer_of_a_conversation_is_learned() -> None:
     row = encode(PLAY, BYTES, turns("a", "b") + turns("c", "d"), 64)
     assert BYTES.decode(row.ids[row.learned]) == "b\n\nd\n\n"
