@@ -26,6 +26,6 @@ def get_config() -> ConfigDict:
     config.optimizer.schedule = "linear"
     config.optimizer.b1 = 0.8
     config.optimizer.b2 = 0.95
-    config.train.steps = 1500
+    config.train.steps = 2000
     config.train.batch_size = 32
     return config
