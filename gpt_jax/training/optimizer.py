@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import optax
+from jax.sharding import Mesh
 
 from gpt_jax.config import Config, OptimizerConfig
 from gpt_jax.training.muon import groups, muon, names_of
@@ -39,13 +40,16 @@ def _after_warmup(c: OptimizerConfig, left: int, steps: int) -> optax.Schedule:
     return optax.constant_schedule(peak)
 
 
-def make_optimizer(config: Config) -> optax.GradientTransformation:
-    """Clips the gradient by its global norm, then updates at the scheduled learning rate."""
+def make_optimizer(config: Config, mesh: Mesh | None = None) -> optax.GradientTransformation:
+    """Clips the gradient by its global norm, then updates at the scheduled learning rate.
+
+    `mesh`: its devices share Muon's work.
+    """
     c = config.optimizer
     clip = optax.clip_by_global_norm(c.grad_clip) if c.grad_clip else optax.identity()
     if c.name != "muon":
         return optax.chain(clip, _adam(config))
-    updates = {"matrix": muon(c, make_schedule(config)), "other": _adam(config)}
+    updates = {"matrix": muon(c, make_schedule(config), mesh), "other": _adam(config)}
     return optax.chain(clip, optax.partition(updates, groups))
 
 

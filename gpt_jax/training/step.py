@@ -138,7 +138,8 @@ def make_train_step(config: Config, mesh: Mesh, losses: RowLosses = window_losse
     The batch is what `losses` takes, with leading axes (A, M). Metrics are scalars: `loss` in nats
     per token, `grad_norm` before clipping, `lr` of this update, and those of `losses`.
     """
-    model, optimizer, schedule = GPT(config.model), make_optimizer(config), make_schedule(config)
+    model, schedule = GPT(config.model), make_schedule(config)
+    optimizer = make_optimizer(config, mesh)
 
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         keys_AM = row_keys(state.key, state.step, *jax.tree.leaves(batch)[0].shape[:2])

@@ -22,11 +22,9 @@ Rows = dict[str, Array]
 Losses = tuple[Array, dict[str, Array]]
 
 
-def log_probabilities(
-    model: GPT, params: Any, tokens_MW: Array, temperature: float = 1.0
-) -> Array:
+def log_probabilities(model: GPT, params: Any, tokens_MW: Array, temperature: float = 1.0) -> Array:
     """log p of every target in nats, shape (M, T), without dropout; p as drawn at a temperature."""
-    logits_MTV = model.apply({"params": params}, tokens_MW[:, :-1])
+    logits_MTV = cast(Array, model.apply({"params": params}, tokens_MW[:, :-1]))
     targets_MT = tokens_MW[:, 1:]
     return -optax.softmax_cross_entropy_with_integer_labels(logits_MTV / temperature, targets_MT)
 

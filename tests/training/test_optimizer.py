@@ -1,6 +1,4 @@
-"""Schedules, weight decay, Muon's parameters and updates, updates against NumPy."""
-
-import functools
+"""Schedules, weight decay, updates against NumPy."""
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +6,9 @@ import numpy as np
 import optax
 import pytest
 from flax import linen as nn
+from trees import paths_of, shapes_of
 
 from gpt_jax.config.config import Config
-from gpt_jax.model.gpt import GPT
-from gpt_jax.training.muon import groups
 from gpt_jax.training.optimizer import is_decayed, make_optimizer, make_schedule
 
 
@@ -74,17 +71,6 @@ def test_a_warmup_can_be_as_long_as_the_run():
     assert schedule(warmup_steps=110)(109) == pytest.approx(1.0)
 
 
-def shapes_of(config):
-    """The parameters of a model as shapes, in Flax's boxes."""
-    tokens = jnp.zeros((1, 1), jnp.int32)
-    return jax.eval_shape(lambda: GPT(config).init(jax.random.key(0), tokens))["params"]
-
-
-def paths_of(tree):
-    flat = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {"/".join(k.key for k in path if hasattr(k, "key")): leaf for path, leaf in flat}
-
-
 def test_weight_decay_applies_only_to_kernels_and_embeddings(small):
     boxed = shapes_of(small.with_values("model", n_layer=1, qkv_bias=True).model)
     for params in (boxed, nn.unbox(boxed)):
@@ -102,69 +88,6 @@ def test_weight_decay_applies_only_to_kernels_and_embeddings(small):
             "lm_head/kernel",
         }
         assert len(mask) == 21
-
-
-def test_muon_updates_only_the_kernels_of_blocks(small):
-    """Tests the whole tree, and which parameters each part of the optimizer has state for."""
-    values = {"qkv_bias": True, "activation": "swiglu", "qk_norm": True}
-    config = small.with_values("model", **values).with_values("optimizer", name="muon")
-    boxed = shapes_of(config.model)
-    params = nn.unbox(boxed)
-    matrices = {
-        *(f"h_0/attn/{name}/kernel" for name in ("q", "k", "v", "c_proj")),
-        *(f"h_0/mlp/{name}/kernel" for name in ("c_fc", "c_gate", "c_proj")),
-    }
-    for tree in (boxed, params):
-        found = {name for name, group in paths_of(groups(tree)).items() if group == "matrix"}
-        assert found == matrices
-    inner = jax.eval_shape(make_optimizer(config).init, params)[1].inner_states
-    kept = {name: paths_of(inner[name].inner_state[0].mu) for name in ("matrix", "other")}
-    assert kept["matrix"].keys() == matrices
-    assert kept["other"].keys() == paths_of(params).keys() - matrices
-
-
-@pytest.fixture
-def muon(small):
-    """A configuration with Muon, without clipping."""
-    values = {"name": "muon", "warmup_steps": 0, "grad_clip": 0.0, "matrix_learning_rate": 0.1}
-    return small.with_values("optimizer", **values, weight_decay=0.5, learning_rate=0.01)
-
-
-@functools.cache
-def jitted_update(config):
-    return jax.jit(make_optimizer(config).update)
-
-
-def first_updates(config, grads, params):
-    return jitted_update(config)(grads, make_optimizer(config).init(params), params)[0]
-
-
-def test_muon_updates_are_nearly_orthogonal(muon):
-    """Jordan's five iterations leave up to 30 %; matrices with more outputs are scaled up."""
-    shapes, rng = nn.unbox(shapes_of(muon.model)), np.random.default_rng(0)
-    grads = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
-    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)  # Nothing decays.
-    updates = first_updates(muon, grads, zeros)["h_0"]
-    for path, shape, scale in (
-        (("attn", "q"), (16, 16), 1.0),
-        (("attn", "c_proj"), (16, 16), 1.0),
-        (("mlp", "c_fc"), (16, 64), 2.0),
-        (("mlp", "c_proj"), (64, 16), 1.0),
-    ):
-        matrix = updates[path[0]][path[1]]["kernel"].reshape(shape)
-        sizes = np.linalg.svd(matrix, compute_uv=False) / (0.1 * scale)
-        assert sizes.min() > 0.5, path
-        assert sizes.max() < 1.3, path
-
-
-def test_weight_decay_with_muon_applies_to_kernels_and_embeddings(muon):
-    shapes = nn.unbox(shapes_of(muon.model))
-    ones = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), shapes)
-    updates = paths_of(first_updates(muon, jax.tree.map(np.zeros_like, ones), ones))
-    decay = {name: float(-update.mean()) for name, update in updates.items()}
-    assert decay["h_0/attn/q/kernel"] == pytest.approx(0.05, rel=1e-5)
-    assert decay["wte/embedding"] == decay["lm_head/kernel"] == pytest.approx(0.005, rel=1e-5)
-    assert decay["h_0/ln_1/scale"] == decay["h_0/mlp/c_fc/bias"] == 0
 
 
 @pytest.mark.parametrize(("name", "decay"), [("adam", 0.0), ("adamw", 0.5)])

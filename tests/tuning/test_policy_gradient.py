@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from gpt_jax.config import Config, GPTConfig, TuneConfig
 from gpt_jax.model import GPT
@@ -21,25 +22,27 @@ SCORES = np.random.default_rng(3).normal(0, 1, len(ANSWERS))
 ANSWER_MASK = np.tile(np.array([1, 1, 0], np.float32), (len(ANSWERS), 1))
 
 
-def answer_probabilities(params):
-    logps = log_probabilities(GPT(SMALL), params, ANSWERS)
+def answer_probabilities(params, temperature=1.0):
+    logps = log_probabilities(GPT(SMALL), params, ANSWERS, temperature)
     return jnp.exp((ANSWER_MASK * logps).sum(-1))
 
 
-def test_the_reward_gradient_is_the_gradient_of_the_expected_reward() -> None:
-    """Averaged over all answers, each as often as the policy draws it."""
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_the_reward_gradient_is_the_gradient_of_the_expected_reward(temperature: float) -> None:
+    """Averaged over all answers, each as often as the policy draws it at that temperature."""
+    c = TuneConfig(temperature=temperature)
     params = GPT(SMALL).init(jax.random.key(0), ANSWERS[:, :-1])["params"]
-    exact = jax.grad(lambda p: -(answer_probabilities(p) * SCORES).sum())(params)
-    p = answer_probabilities(params)
+    exact = jax.grad(lambda p: -(answer_probabilities(p, temperature) * SCORES).sum())(params)
+    p = answer_probabilities(params, temperature)
     mean = float((p * SCORES).sum())
-    old = log_probabilities(GPT(SMALL), params, ANSWERS)
+    old = log_probabilities(GPT(SMALL), params, ANSWERS, temperature)
 
     def loss(params):
         rows = {
             "tokens": ANSWERS, "mask": ANSWER_MASK, "weights": ANSWER_MASK, "metrics": {},
             "advantages": jnp.asarray(SCORES - mean, jnp.float32), "old": old, "reference": old,
         }  # fmt: skip
-        return (p * reward_losses(TuneConfig(), GPT(SMALL), params, rows)[0]).sum()
+        return (p * reward_losses(c, GPT(SMALL), params, rows)[0]).sum()
 
     found = jax.grad(loss)(params)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(exact), strict=True):

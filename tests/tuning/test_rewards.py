@@ -74,9 +74,9 @@ def test_steps_draw_other_prompts_with_other_random_numbers_and_always_the_same(
     objective, state = make(scored)
     draw, keys = Drawer.draw, []
 
-    def spy(self: Drawer, params: Any, prompts: Any, given: Any) -> list[Answer]:
+    def spy(self: Drawer, params: Any, prompts: Any, given: Any, *options: Any) -> list[Answer]:
         keys.append(np.asarray(jax.random.key_data(given)))
-        return draw(self, params, prompts, given)
+        return draw(self, params, prompts, given, *options)
 
     monkeypatch.setattr(Drawer, "draw", spy)
     second = batch_of(objective, 1, state)
@@ -122,6 +122,14 @@ def test_standardized_advantages_have_a_deviation_of_1(scored: dict[str, Any]) -
     assert not spread[equal].any()
 
 
+def test_answers_are_drawn_and_weighed_at_the_temperature(scored: dict[str, Any]) -> None:
+    """Near 0, all answers to a prompt are the likeliest one, which then has a probability of 1."""
+    batch = batch_of(*step_of(scored | {"temperature": 1e-4}, 0))
+    for answers in np.split(np.array([answer for _, answer in parts_of(batch)]), 4):
+        assert len(set(answers)) == 1
+    np.testing.assert_allclose(batch["mask"] * batch["old"], 0, atol=1e-6)
+
+
 def test_answers_are_used_for_all_their_updates(scored: dict[str, Any]) -> None:
     objective, state = make(scored | {"updates": 3}, steps=6, eval_every=3, checkpoint_every=3)
     first = objective.batch(0, state)
@@ -134,7 +142,9 @@ def test_answers_are_used_for_all_their_updates(scored: dict[str, Any]) -> None:
 def test_a_task_gives_nothing_to_an_answer_that_does_not_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def right(self: Drawer, params: Any, prompts: list[Any], keys: Any) -> list[Answer]:
+    def right(
+        self: Drawer, params: Any, prompts: list[Any], keys: Any, temperature: float
+    ) -> list[Answer]:
         made = []
         for n, ids in enumerate(prompts):
             a, b = TOKENIZER.decode(ids).removesuffix("=").split("+")
