@@ -32,6 +32,7 @@ FLAGS = (
     ("steps", int, 50, "Steps to time (train)."),
     ("num_samples", int, 1, "Texts drawn together (sample)."),
     ("tokens", int, 1000, "Tokens per text (sample)."),
+    ("prompt_tokens", int, 1, "Tokens of the prompt (sample)."),
     ("json", bool, False, "Print one JSON object per line."),
 )
 
@@ -44,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
 def benchmark(values: flags.FlagValues, words: list[str]) -> None:
     """Measures, and prints the figures."""
     config = command_line.read_config(values)
-    for name in ("steps", "num_samples", "tokens"):
+    for name in ("steps", "num_samples", "tokens", "prompt_tokens"):
         checked(name, values[name].value, int, POSITIVE)
     if values.batch_size:
         config = config.with_values("train", batch_size=values.batch_size)
@@ -65,7 +66,7 @@ def measure(values: flags.FlagValues, config: Config) -> list[dict[str, Any]]:
     # A single text is drawn on one device.
     if values.num_samples == 1:
         config = config.with_values("mesh", cpu_devices=1)
-    return [benchmark.sample(config, values.num_samples, values.tokens)]
+    return [benchmark.sample(config, values.num_samples, values.tokens, values.prompt_tokens)]
 
 
 def show(figures: dict[str, Any], as_json: bool) -> None:

@@ -53,8 +53,11 @@ def train(config: Config, steps: int) -> dict[str, Any]:
 
 
 @pinned_settings()
-def sample(config: Config, num_samples: int, tokens: int) -> dict[str, Any]:
-    """As `train`, for sampling `num_samples` texts of `tokens` tokens with random parameters."""
+def sample(config: Config, num_samples: int, tokens: int, prompt_tokens: int) -> dict[str, Any]:
+    """As `train`, for sampling `num_samples` texts of `tokens` tokens with random parameters.
+
+    The time of a text includes reading its prompt.
+    """
     config, mesh = _prepared(config)
     whole = NamedSharding(mesh, PartitionSpec())
     abstract = abstract_state(config, mesh)
@@ -64,8 +67,9 @@ def sample(config: Config, num_samples: int, tokens: int) -> dict[str, Any]:
     model, params = unrolled(config.model, jax.device_put(params, whole))
     options = dataclasses.replace(config.sample, max_new_tokens=tokens)
 
+    prompt = np.zeros(prompt_tokens, np.int32)
+
     def one(number: int) -> None:
-        prompt = np.zeros(1, np.int32)
         generate(model, params, prompt, options, number, num_samples)
 
     compile_s, seconds = _timed(one, 5)
@@ -73,7 +77,8 @@ def sample(config: Config, num_samples: int, tokens: int) -> dict[str, Any]:
     config = config.with_values("model", matmul_dtype="float32")  # As in sampling.
     flops = flops_per_token(model, count_parameters(params)) // 3  # A third: no backward pass.
     figures = _figures(config, mesh, timed, num_samples, flops)
-    return {"mode": "sample"} | figures | {"num_samples": num_samples}
+    more = {"num_samples": num_samples, "prompt_tokens": prompt_tokens}
+    return {"mode": "sample"} | figures | more | {"temperature": options.temperature}
 
 
 def gemm_gflops(config: GPTConfig, mesh: Mesh) -> float:

@@ -53,11 +53,13 @@ def test_training_figures(capsys, fixed_times):
 
 @pytest.mark.parametrize("num_samples", [1, 3])
 def test_sampling_figures(capsys, fixed_times, num_samples):
-    flags = [*SMALL, f"--num_samples={num_samples}", "--tokens=20", "--json"]
+    flags = [*SMALL, f"--num_samples={num_samples}", "--tokens=20", "--prompt_tokens=8"]
+    flags += ["--config.sample.temperature=0", "--json"]
     status, out, _ = run(capsys, "--mode=sample", *flags)
     figures = json.loads(out)
     assert status == 0
-    assert set(figures) == FIGURES | {"num_samples"}
+    assert set(figures) == FIGURES | {"num_samples", "prompt_tokens", "temperature"}
+    assert (figures["prompt_tokens"], figures["temperature"]) == (8, 0.0)
     assert figures["devices"] == (1 if num_samples == 1 else 2)
     assert figures["matmul_dtype"] == "float32"
     assert figures["ms_per_step"] == 2e-4 / 20 * 1e3
@@ -94,6 +96,7 @@ def test_without_json_each_figure_has_a_line(capsys):
         ("--mode=fly", "mode=fly"),
         ("--steps=0", "steps = 0"),
         ("--num_samples=0", "num_samples = 0"),
+        ("--prompt_tokens=0", "prompt_tokens = 0"),
         ("--batch_size=-1", "batch_size = -1"),
     ],
 )
