@@ -3,7 +3,6 @@
 Shapes (the suffix of a name): B rows of a batch, T time, C width.
 """
 
-import math
 import re
 from functools import partial
 
@@ -45,51 +44,6 @@ def _einsum_backward(spec: str, dtype: str, saved: Pair, grad: Array) -> Pair:
 einsum.defvjp(_einsum_forward, _einsum_backward)
 
 
-def sum_over_rows(x: Array, axes: int) -> Array:
-    """The sum over all axes but the last `axes`, as a product with rows of ones.
-
-    XLA:CPU adds up rows in slow loops. Eight rows of ones, because it also takes longer for one.
-    """
-    kept = x.shape[x.ndim - axes :]
-    x_NC = x.reshape(-1, math.prod(kept))
-    return (jnp.ones((8, len(x_NC))) @ x_NC)[0].reshape(kept)
-
-
-@jax.custom_vjp
-def add_bias(x: Array, bias: Array) -> Array:
-    """x + bias, with `sum_over_rows` for the gradient of the bias."""
-    return x + bias
-
-
-def _add_bias_forward(x: Array, bias: Array) -> tuple[Array, Array]:
-    return x + bias, bias
-
-
-def _add_bias_backward(bias: Array, grad: Array) -> Pair:
-    return grad, sum_over_rows(grad, bias.ndim)
-
-
-add_bias.defvjp(_add_bias_forward, _add_bias_backward)
-
-
-@jax.custom_vjp
-def multiply(x: Array, scale: Array) -> Array:
-    """x times a scale of its last axis, with `sum_over_rows` for the gradient of the scale."""
-    return x * scale
-
-
-def _multiply_forward(x: Array, scale: Array) -> tuple[Array, Pair]:
-    return x * scale, (x, scale)
-
-
-def _multiply_backward(saved: Pair, grad: Array) -> Pair:
-    x, scale = saved
-    return grad * scale, sum_over_rows(grad * x, 1)
-
-
-multiply.defvjp(_multiply_forward, _multiply_backward)
-
-
 class Dense(nn.Module):
     """y = x kernel (+ bias), as an einsum: kernel and bias may have several axes.
 
@@ -117,7 +71,7 @@ class Dense(nn.Module):
         y = einsum(self.spec, x, self.param("kernel", init, shape), self.dtype)
         if self.use_bias:
             zeros = named(nn.initializers.zeros, *self.names[axes:])
-            y = add_bias(y, self.param("bias", zeros, self.features))
+            y = y + self.param("bias", zeros, self.features)
         return y
 
 
@@ -156,11 +110,9 @@ class LayerNorm(nn.Module):
     @nn.compact
     def __call__(self, x_BTC: Array) -> Array:
         width = x_BTC.shape[-1:]
-        scale = self.param("scale", named(nn.initializers.ones, "embed"), width)
-        y_BTC = multiply(normalize(x_BTC), scale)
+        y_BTC = normalize(x_BTC) * self.param("scale", named(nn.initializers.ones, "embed"), width)
         if self.use_bias:
-            bias = self.param("bias", named(nn.initializers.zeros, "embed"), width)
-            y_BTC = add_bias(y_BTC, bias)
+            y_BTC = y_BTC + self.param("bias", named(nn.initializers.zeros, "embed"), width)
         return y_BTC
 
 
@@ -173,4 +125,4 @@ class RMSNorm(nn.Module):
     def __call__(self, x: Array) -> Array:
         mean_square = jnp.mean(x**2, axis=-1, keepdims=True)
         scale = self.param("scale", named(nn.initializers.ones, self.axis), x.shape[-1:])
-        return multiply(x * lax.rsqrt(mean_square + NORM_EPSILON), scale)
+        return x * lax.rsqrt(mean_square + NORM_EPSILON) * scale

@@ -47,8 +47,8 @@ def muon(
 def orthogonalized(updates: Any, mesh: Mesh | None) -> Any:
     """Every matrix U S V^T of norm 1 becomes about U V^T.
 
-    Matrices of one shape are a batch, which the devices of `mesh` share. optax's own iterations are
-    made by every device for every matrix: MEASURED of the step of configs/speedrun.py.
+    Matrices of one shape are a batch, which the devices of `mesh` share. optax would make every
+    device iterate for every matrix: configs/speedrun.py on 2 cores took 177 ms a step, not 138.
     """
     leaves, tree = jax.tree.flatten(updates)
     axes = jax.tree.leaves(matrix_axes(updates), is_leaf=_is_axes)
