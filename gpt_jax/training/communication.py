@@ -1,6 +1,9 @@
 """What the devices of a mesh send one another in a step, by formulas.
 
     data     gradients are summed over the devices                                 2 G (d-1)/d
+             Muon: a device makes its share of the updates of M bytes of matrices,
+             if every device has all parameters, and the others gather it (twice as
+             much if the matrices of one shape cannot be divided evenly)             M (d-1)/d
     fsdp     parameters are gathered, forward and again backward; their gradients
              are summed and scattered (ZeRO: Rajbhandari et al., 2020, section 7)  3 P (f-1)/f
     tensor   activations are summed after attention and after the MLP, their
@@ -18,8 +21,9 @@ from typing import Any, cast
 import jax
 from jax.sharding import NamedSharding
 
-from gpt_jax.config import GPTConfig
+from gpt_jax.config import Config, GPTConfig
 from gpt_jax.devices import BatchLayout
+from gpt_jax.training.muon import groups
 from gpt_jax.training.state import TrainState
 
 SIZE = 4  # Parameters, gradients and the residual stream are float32.
@@ -30,17 +34,28 @@ def gather_bytes(size: float, ways: int) -> float:
     return size * (ways - 1) / ways
 
 
-def communication(abstract: TrainState, layout: BatchLayout, config: GPTConfig) -> dict[str, float]:
+def communication(abstract: TrainState, layout: BatchLayout, config: Config) -> dict[str, float]:
     """Bytes that each device sends in a step, by axis of the mesh; 0 for an axis of one device."""
     mesh = layout.sharding.mesh.shape
     # Gradients are summed after each microbatch unless every device has all parameters.
-    times = 1 if mesh["data"] == math.prod(mesh.values()) else layout.microbatches
+    is_whole = mesh["data"] == math.prod(mesh.values())
+    times = 1 if is_whole else layout.microbatches
     leaves = jax.tree.leaves(abstract.params)
+    data = times * sum(2 * gather_bytes(_local_bytes(leaf), mesh["data"]) for leaf in leaves)
+    if is_whole and config.optimizer.name == "muon":
+        data += gather_bytes(_matrix_bytes(abstract.params), mesh["data"])
     return {
-        "data": times * sum(2 * gather_bytes(_local_bytes(leaf), mesh["data"]) for leaf in leaves),
+        "data": data,
         "fsdp": times * sum(_over_fsdp(leaf, mesh["fsdp"]) for leaf in leaves),
-        "tensor": _over_tensor(abstract.params, layout, config, mesh["tensor"]),
+        "tensor": _over_tensor(abstract.params, layout, config.model, mesh["tensor"]),
     }
+
+
+def _matrix_bytes(params: Any) -> int:
+    """Bytes of the matrices that Muon updates."""
+    leaves, kinds = jax.tree.leaves(params), jax.tree.leaves(groups(params))
+    kept = zip(leaves, kinds, strict=True)
+    return sum(_local_bytes(leaf) for leaf, kind in kept if kind == "matrix")
 
 
 def _local_bytes(leaf: jax.ShapeDtypeStruct) -> int:

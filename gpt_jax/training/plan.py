@@ -125,7 +125,7 @@ def _plan(config: Config, layout: BatchLayout, abstract: TrainState) -> Plan:
         tokens=tokens,
         flops=tokens * flops_per_token(config.model, parameters),
         counted_flops=0,
-        sent=communication(abstract, layout, config.model),
+        sent=communication(abstract, layout, config),
     )
 
 

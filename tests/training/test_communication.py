@@ -50,12 +50,15 @@ def traffic(program, ways):
     return total
 
 
-@pytest.mark.parametrize("mesh", [(8, 1, 1), (1, 8, 1)], ids=str)
-def test_the_compiled_step_sends_what_the_formulas_predict(config, mesh):
+@pytest.mark.parametrize(
+    ("mesh", "optimizer"), [((8, 1, 1), "adam"), ((8, 1, 1), "muon"), ((1, 8, 1), "adam")], ids=str
+)
+def test_the_compiled_step_sends_what_the_formulas_predict(config, mesh, optimizer):
+    config = config.with_values("optimizer", name=optimizer).with_values("model", n_layer=4)
     config, layout, abstract = laid_out(config, *mesh)
     assert layout.microbatches == 1
     program = compiled(config, layout, abstract)
-    expected = sum(communication(abstract, layout, config.model).values())
+    expected = sum(communication(abstract, layout, config).values())
     assert traffic(program, 8) == pytest.approx(expected, rel=0.01)
 
 
@@ -65,7 +68,7 @@ def test_scanned_blocks_send_parameters_and_no_activations(config):
     config = config.with_values("model", scan_layers=True, remat=True)
     config, layout, abstract = laid_out(config, 1, 8, 1)
     program = compiled(config, layout, abstract)
-    expected = sum(communication(abstract, layout, config.model).values())
+    expected = sum(communication(abstract, layout, config).values())
     assert 0.5 * expected < traffic(program, 8) < expected
 
 
@@ -73,7 +76,7 @@ def test_formulas_match_a_calculation_by_hand(config):
     """On a mesh of 2 x 2 x 2, without biases: a device has 4 windows of 32 tokens at a time."""
     config = config.with_values("model", bias=False)
     config, layout, abstract = laid_out(config, 2, 2, 2)
-    sent = communication(abstract, layout, config.model)
+    sent = communication(abstract, layout, config)
     tables, blocks = 2 * 64 * 64, 2 * 12 * 64 * 64
     halved = tables + blocks  # Sharded by tensor; positions and scales are not.
     whole = 32 * 64 + 5 * 64
@@ -89,19 +92,19 @@ def test_gradients_are_summed_once_a_step_if_every_device_has_all_parameters(con
     for size in (8, 4):
         smaller = config.with_values("train", microbatch_size=size)
         resolved, layout, abstract = laid_out(smaller, 4, 1, 1)
-        sent[layout.microbatches] = communication(abstract, layout, resolved.model)["data"]
+        sent[layout.microbatches] = communication(abstract, layout, resolved)["data"]
     assert sent[1] == sent[2] > 0
 
 
 def test_one_device_sends_nothing(config):
     config, layout, abstract = laid_out(config, 1, 1, 1)
-    assert set(communication(abstract, layout, config.model).values()) == {0}
+    assert set(communication(abstract, layout, config).values()) == {0}
 
 
 def test_unsharded_heads_send_nothing_along_tensor(config, capsys):
     config = config.with_values("model", n_head=1, vocab_size=65)
     config, layout, abstract = laid_out(config, 1, 1, 8)
     activation = 4 * 32 * 32 * 64
-    sent = communication(abstract, layout, config.model)["tensor"]
+    sent = communication(abstract, layout, config)["tensor"]
     assert sent == 2 * 2 * 2 * gather_bytes(activation, 8)  # In two MLPs.
     assert "heads = 1 is not sharded" in capsys.readouterr().err

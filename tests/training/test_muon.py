@@ -68,7 +68,7 @@ def test_muon_updates_are_nearly_orthogonal(muon):
         assert sizes.max() < 1.3, path
 
 
-@pytest.mark.parametrize("devices", [1, 2, 3])
+@pytest.mark.parametrize("devices", [2, 3])
 @pytest.mark.parametrize("scanned", [False, True])
 def test_orthogonal_matrices_are_those_of_optax_whatever_devices_share_the_work(
     small, devices, scanned
@@ -87,7 +87,7 @@ def test_orthogonal_matrices_are_those_of_optax_whatever_devices_share_the_work(
     expected, _ = whole.update(grads, whole.init(grads))
     normal = scale_by_muon(ns_steps=0, beta=beta, weight_dimension_numbers=matrix_axes)
     normalized, _ = normal.update(grads, normal.init(grads))
-    mesh = Mesh(np.array(jax.devices()[:devices]), "data")
+    mesh = Mesh(np.array(jax.devices()[:devices]), ("data",))
     found = jax.jit(lambda tree: orthogonalized(tree, mesh))(normalized)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, expected)
 
