@@ -87,17 +87,18 @@ def share_steps(patch: pytest.MonkeyPatch) -> None:
 def shared(make: Any, config: Config, abstract: Any, layout: Any, *losses: Any) -> Any:
     """What `make` makes for a kind of run. The settings of the losses stand for the losses."""
     c = config.tune
-    settings = c.objective, c.beta, c.clip, len(losses)
+    settings = c.objective, c.beta, c.chosen_weight, c.clip, c.temperature, len(losses)
     key = make, config.model, config.optimizer, config.train.steps, settings, layout
     if key not in SHARED:
         SHARED[key] = make(config, abstract, layout, *losses)
     return SHARED[key]
 
 
-def _shared_score(parts: Parts) -> Any:
-    key = make_score, parts.config.model, parts.config.optimizer.average_decay, parts.layout
+def _shared_score(parts: Parts, temperature: float = 1.0) -> Any:
+    decay = parts.config.optimizer.average_decay
+    key = make_score, parts.config.model, decay, parts.layout, temperature
     if key not in SHARED:
-        SHARED[key] = make_score(parts)
+        SHARED[key] = make_score(parts, temperature)
     return SHARED[key]
 
 

@@ -6,7 +6,6 @@ Used while a run learns from rewards, to judge it, to make preferences, and by P
 import dataclasses
 import math
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import jax
@@ -18,7 +17,7 @@ from gpt_jax.config import GPTConfig, SampleConfig
 from gpt_jax.devices import processes
 from gpt_jax.errors import UserError
 from gpt_jax.text import Tokenizer
-from gpt_jax.tuning.drawing import aligned, draw_over, exact
+from gpt_jax.tuning.drawing import Prompts, Rule, aligned, draw_over, exact
 
 ROWS_AT_ONCE = 128  # More answers are drawn in several batches.
 ROOM = 32  # The room for prompts is a multiple of this, so that few sizes are compiled.
@@ -74,16 +73,22 @@ class Drawer:
         return answers[: len(prompts)]
 
     def _draw_batch(
-        self, params: Any, prompts: list[np.ndarray], keys: Array, *options: float
+        self,
+        params: Any,
+        prompts: list[np.ndarray],
+        keys: Array,
+        temperature: float,
+        top_k: int,
+        top_p: float,
     ) -> list[Answer]:
-        spec = PartitionSpec(self.mesh.axis_names)
-        place = partial(jax.device_put, device=NamedSharding(self.mesh, spec))
-        prompts_BP, first_B = map(place, aligned(prompts, self.room))
         limits = [min(self.longest, self.config.block_size - len(prompt)) for prompt in prompts]
+        rows = Prompts(*aligned(prompts, self.room), keys, np.array(limits, np.int32))
+        spec = PartitionSpec(self.mesh.axis_names)
+        rows = jax.device_put(rows, NamedSharding(self.mesh, spec))
+        rule = Rule(self.end_ids, temperature, top_p)
         drawn = draw_over(
-            self.mesh, exact(self.config), params, prompts_BP, first_B, place(keys),
-            place(np.array(limits, np.int32)), self.end_ids, self.longest,
-            self.tokenizer.vocab_size, *options,
+            self.mesh, exact(self.config), params, rows, rule,
+            self.longest, self.tokenizer.vocab_size, top_k,
         )  # fmt: skip
         new_BN, length_B = map(np.asarray, processes.gathered(drawn))
         return [self._answer(new_N[:n]) for new_N, n in zip(new_BN, length_B, strict=True)]
