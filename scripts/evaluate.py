@@ -5,6 +5,7 @@ With --task also has its answers judged.
     python scripts/evaluate.py --workdir=runs/tiny
     python scripts/evaluate.py --workdir=runs/tiny --step=best --json
     python scripts/evaluate.py --workdir=runs/play-instruct --task=play
+    python scripts/evaluate.py --workdir=runs/a --mean_with=runs/b,runs/c
 
 Without --workdir: the newest run in runs/. --corpus says where its text lies if
 that has moved since the run trained.
@@ -35,6 +36,7 @@ FLAGS = (
     command_line.WORKDIR,
     ("step", str, "latest", "Checkpoint: latest, best, or the number of a step."),
     ("corpus", str, "", "Where the run's text lies now; default: where the run found it."),
+    ("mean_with", str, "", "Also evaluate the mean of this model and those of these runs (a,b)."),
     ("task", command_line.TASKS, None, "Also judge answers to held-out prompts of this task."),
     ("num_prompts", int, 1000, "Prompts of the task."),
     ("num_answers", int, 1, "Answers to each prompt."),
@@ -70,7 +72,8 @@ def evaluate(values: flags.FlagValues, words: list[str]) -> None:
         start_devices(MeshConfig(), values.num_prompts)
         found = None
     else:
-        found = evaluation.evaluate(workdir, values.step, values.corpus)
+        others = [expanded(folder) for folder in values.mean_with.split(",") if folder]
+        found = evaluation.evaluate(workdir, values.step, values.corpus, others)
     step, report = judged(values, workdir) if values.task else (0, None)
     step = found.step if found else step
     if values.json:
@@ -153,6 +156,8 @@ def table(found: "Evaluation") -> str:
         lines.append(("tutorial_estimate", found.tutorial_estimate, meaning))
     if found.source_loss is not None:
         lines.append(("entropy of the play", found.source_loss, "no model can expect a lower loss"))
+    if found.mean_loss is not None:
+        lines.append(("mean of models", found.mean_loss, "the loss of their mean distribution"))
     return "\n".join(f"  {name:<19} {value:8.4f}  {meaning}" for name, value, meaning in lines)
 
 

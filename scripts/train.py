@@ -39,6 +39,7 @@ FLAGS: Sequence[command_line.Flag] = (
     ("workdir", str, "", "Folder of the run; default: in runs/, named after what it begins from."),
     ("init_from", str, "", "Begin from another run's folder, or from GPT-2's weights in theirs."),
     ("init_step", str, "best", "Checkpoint of that run: best, latest or the number of a step."),
+    ("distill_from", str, "", "Runs to learn from, separated by commas, instead of the text."),
     (
         "resume_allow",
         list,
@@ -69,6 +70,8 @@ def main(argv: Sequence[str]) -> int:
             show_settings()
             return None
         config, cluster = command_line.read_config(values), read_cluster(values)
+        if values.distill_from:
+            config = config.with_values("train", teachers=values.distill_from)
         init_from = values.init_from and str(absolute(values.init_from))
         if values.plan:
             if cluster:
@@ -79,7 +82,9 @@ def main(argv: Sequence[str]) -> int:
             show_plan(config, init_from, values.init_step)
             return None
         recipe = command_line.config_file(values)
-        workdir = absolute(values.workdir or default_workdir(recipe, init_from))
+        workdir = absolute(
+            values.workdir or default_workdir(recipe, init_from, config.train.teachers)
+        )
         if cluster is None or cluster.process_id == 0:
             show_beginning(workdir, recipe, values["config"].using_default_value)
         from gpt_jax.runs import one_writer  # Loads NumPy, so after the first lines.
@@ -137,7 +142,7 @@ def train(
     from gpt_jax.tuning import make_maker
 
     set_up_compiler()
-    maker = make_maker(config.tune, bool(init_from))
+    maker = make_maker(config, bool(init_from))
     with stopping_on_signals(processes.greatest) as stopper:
         stop = loop.train(
             config, workdir, values.tensorboard, values.resume_allow, stopper, init_from,
@@ -226,14 +231,15 @@ def megabytes(size: float) -> str:
     return f"{size / 1e6:,.1f} MB"
 
 
-def default_workdir(recipe: str, init_from: str) -> Path:
-    """runs/tiny for configs/tiny.py, runs/gpt2-small for configs/gpt2.py:small.
+def default_workdir(recipe: str, init_from: str, teachers: str = "") -> Path:
+    """runs/tiny for configs/tiny.py, runs/gpt2-small for configs/gpt2.py:small; runs/tiny-distilled
+    for a run with teachers.
 
     runs/gpt2 for a run that begins from the weights in gpt2, runs/tiny-small for one that begins
     from the run in runs/tiny with configs/small.py.
     """
     path, _, argument = recipe.partition(":")
-    name = "-".join(filter(None, [Path(path).stem, argument]))
+    name = "-".join(filter(None, [Path(path).stem, argument, "distilled" * bool(teachers)]))
     if not init_from:
         return Path("runs", name)
     source = Path(init_from)

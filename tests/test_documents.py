@@ -64,7 +64,7 @@ NOT_RUN = (
     *("--distributed", "--wandb"),
     *("gpt2.py:small --config.train",),
     *("play.py", "instruct.py", "prefer.py", "reward.py", "runs/play-instruct"),
-    *("runs/shakespeare", "alpaca.jsonl", "runs/gpt2 --instruction"),
+    *("runs/short", "alpaca.jsonl", "runs/gpt2 --instruction"),
     *("--config.model.attention=cudnn", "--config.model.remat"),
     *("--config.optimizer.matrix_learning_rate", "--config.data.val_fraction"),
     *("runs/speedrun0", "train90.txt"),
@@ -132,7 +132,8 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "stdin", io.StringIO("The king\n\n/quit\n"))
     text = play.write()
-    for name in ("my.txt", "big.txt", "train90.txt"):  # The same vocabulary compiles nothing anew.
+    names = ("my.txt", "big.txt", "train90.txt", "tinyshakespeare.txt")
+    for name in names:  # The same vocabulary compiles nothing anew.
         Path(name).write_text(text[:30_000] + "".join(sorted(set(text))), encoding="utf-8")
     shutil.copytree(GPT2_TINY, "gpt2")
     return tmp_path

@@ -44,7 +44,7 @@ HOUSE = {
     "gpt2": ["names", "config_json", "tensors", "folder", "export"],
     "training": [
         *("muon", "optimizer", "state", "step", "communication", "origin", "memory"),
-        *("reference", "objective", "run", "plan"),
+        *("reference", "objective", "distillation", "run", "plan"),
         *("evaluation", "log", "patience", "clock", "display", "curves", "pictures", "stopping"),
         *("tensorboard", "weights_and_biases", "samples", "monitor", "summary", "finish"),
         *("beginning",),

@@ -51,7 +51,7 @@ def train(
     config: Config, workdir: Path, init_from: Path | str = "", draws: bool = False, **options: Any
 ) -> Stop:
     """Trains as scripts/train.py does, without a word, and without a picture unless it `draws`."""
-    maker = make_maker(config.tune, bool(init_from))
+    maker = make_maker(config, bool(init_from))
     with contextlib.redirect_stdout(io.StringIO()), pytest.MonkeyPatch.context() as patch:
         share_steps(patch)
         if not draws:  # A third of a second.

@@ -194,6 +194,11 @@ class TrainConfig(Section, name="train"):
     microbatch_size: int = setting(
         0, NOT_NEGATIVE, "windows at a time on one device; 0 = automatic", on_resume=FREE
     )
+    teachers: str = setting(
+        "", ANY,
+        "folders of runs, separated by commas: the mean of their distributions is learned instead "
+        "of the text (distillation)",
+    )  # fmt: skip
     log_every: int = setting(10, POSITIVE, "steps between lines of metrics.jsonl", on_resume=FREE)
     eval_every: int = setting(300, POSITIVE, "steps between evaluations", on_resume=FREE)
     checkpoint_every: int = setting(300, POSITIVE, "steps between checkpoints", on_resume=FREE)

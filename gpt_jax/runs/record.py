@@ -48,7 +48,8 @@ class Record:
       init_step: step of the other run's checkpoint; None for GPT-2's weights.
       init_sha256: hash of what was read; empty in a record of an older version.
       template: how a prompt becomes text for a tuned run; None for others.
-      data_sha256: hash of the files that `tune.data` named; empty without it.
+      data_sha256: hash of the files that `tune.data` named, or of the weights of
+        `train.teachers`; empty without them.
       has_digests: whether config.json holds digests; a record of an older version does not.
     """
 

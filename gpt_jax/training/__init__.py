@@ -12,6 +12,7 @@ __all__ = [
     "clock",
     "curves",
     "display",
+    "distillation",
     "evaluation",
     "log",
     "loop",

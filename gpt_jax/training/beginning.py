@@ -74,6 +74,9 @@ def _read_folder(
 ) -> Opened:
     if config.tune.data:
         config = config.with_values("tune", data=str(absolute(config.tune.data)))
+    if folders := config.train.teachers:
+        folders = ",".join(str(absolute(folder)) for folder in folders.split(","))
+        config = config.with_values("train", teachers=folders)
     record = read_record(workdir)
     if record is None or _never_began(workdir):
         origin = open_origin(Path(init_from), init_step) if init_from else None

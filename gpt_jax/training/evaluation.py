@@ -5,6 +5,7 @@ This serves scripts/evaluate.py. While a run trains, loop.py calls Run.evaluate 
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from gpt_jax.runs import existing_record
 from gpt_jax.runs.recovery import restore_for_reading
 from gpt_jax.text import NO_CORPUS, absolute_source
 from gpt_jax.text.windows import evaluation_windows
+from gpt_jax.training.distillation import loss_of_mean, open_teacher
 from gpt_jax.training.run import Run, prepare
 
 
@@ -36,15 +38,19 @@ class Evaluation:
     # The loss of the built-in play's own grammar, in nats per character; no model can expect less.
     # None for another corpus.
     source_loss: float | None
+    mean_loss: float | None  # Of the mean of this and other models; None without others.
 
 
 @pinned_settings()
-def evaluate(workdir: Path, which: str, corpus: str = "") -> Evaluation:
+def evaluate(
+    workdir: Path, which: str, corpus: str = "", others: Sequence[Path] = ()
+) -> Evaluation:
     """Evaluates a checkpoint of the run in `workdir`, on all devices of this machine.
 
     Args:
       which: "latest", "best" or the number of a step.
       corpus: where the run's text lies now; empty = where the run found it.
+      others: runs whose checkpoints `which` also count in the mean of the models.
 
     Raises:
       UserError: if there is no such run or checkpoint, or its text is not there or has changed.
@@ -62,7 +68,11 @@ def evaluate(workdir: Path, which: str, corpus: str = "") -> Evaluation:
     devices = start_devices(MeshConfig(), config.train.batch_size)
     run = prepare(_fitted(config, devices), workdir, record, devices)
     saved, params = restore_for_reading(workdir / "checkpoints", which, run.abstract)
-    return _evaluation(run, params, saved.step)
+    found = _evaluation(run, params, saved.step)
+    if not others:
+        return found
+    models = [open_teacher(folder.absolute(), run, which) for folder in (workdir, *others)]
+    return dataclasses.replace(found, mean_loss=loss_of_mean(models, run))
 
 
 def _fitted(config: Config, devices: list[jax.Device]) -> Config:
@@ -88,4 +98,5 @@ def _evaluation(run: Run, params: Any, step: int) -> Evaluation:
         perplexity=math.exp(loss) if loss < 700 else math.inf,  # exp(710) overflows.
         tutorial_estimate=run.tutorial_estimate(params),
         source_loss=run.source_loss(),
+        mean_loss=None,
     )

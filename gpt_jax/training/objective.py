@@ -129,7 +129,7 @@ class Maker(Protocol):
 class Language(Objective):
     """Pre-training: the next token of the corpus, in windows at random places."""
 
-    losses = staticmethod(window_losses)
+    losses: RowLosses = staticmethod(window_losses)
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts

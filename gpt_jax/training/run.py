@@ -126,7 +126,7 @@ def prepare(
         new = _new_record(parts, requested, tokens.sha256, origin, objective)
         processes.on_first(write_record)(workdir, new, tokens.tokenizer)
     else:
-        _check_data(record, objective, config.tune.data, workdir)
+        _check_data(record, objective, config.train.teachers or config.tune.data, workdir)
     train_step = jit_train_step(resolved, parts.abstract, layout, objective.losses)
     return Run(
         **vars(parts), workdir=workdir, origin=origin, objective=objective, train_step=train_step
@@ -178,11 +178,11 @@ def _new_record(
 
 
 def _check_data(record: Record, objective: Objective, data: str, workdir: Path) -> None:
-    """Raises UserError if a run resumes with other data for tuning than it began with."""
+    """Raises UserError if a run resumes with other teachers, or other data for tuning."""
     if objective.data_sha256 and record.data_sha256 not in ("", objective.data_sha256):
         raise UserError(
-            f"{data} is not the data with which the run in {workdir} began: restore it, or start a "
-            "new run with another --workdir"
+            f"{data} is not what the run in {workdir} learned from when it began: restore it, or "
+            "start a new run with another --workdir"
         )
 
 

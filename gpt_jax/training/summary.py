@@ -41,10 +41,12 @@ def stand_in(record: Record | None) -> str:
 
 
 def _text(run: Run) -> list[tuple[str, str]]:
-    tokens = f"{len(run.train_tokens):,} tokens to train"
+    tokens, teachers = f"{len(run.train_tokens):,} tokens to train", run.config.train.teachers
+    learned = f"the mean of {teachers.count(',') + 1} teacher(s), {short_path(teachers, 60)}"
     return [
         ("text", short_path(run.config.data.corpus, 70)),
         ("", f"{tokens}, {len(run.val_tokens):,} to validate"),
+        *([("learns", learned)] if teachers else []),
     ]
 
 

@@ -43,7 +43,7 @@ def test_json_has_the_losses_of_the_log(run, trained):
         assert found["perplexity"] == pytest.approx(math.exp(found["loss"]))
         assert found["bits_per_byte"] == pytest.approx(found["loss"] / math.log(2))  # ASCII
         assert found["tokens"] == 124 * 16
-        assert found["source_loss"] is None
+        assert found["source_loss"] is found["mean_loss"] is None
         assert 0 < found["tutorial_estimate"] < math.log(99)
 
 
@@ -56,6 +56,18 @@ def test_without_json_it_prints_a_table(run, trained):
     assert re.search(r"bits per byte +\d\.\d{4}.*\n +perplexity +\d+\.\d{4}", out)
     assert "entropy of the play" not in out
     assert max(map(len, out.splitlines()[1:])) <= 80
+
+
+def test_the_mean_of_equal_models_has_their_loss(run, trained):
+    found = json.loads(run("--json", "--step=best", f"--mean_with={trained},{trained}")[1])
+    assert found["mean_loss"] == pytest.approx(found["loss"], rel=1e-5)
+    assert re.search(r"mean of models +\d\.\d{4} ", run(f"--mean_with={trained}")[1])
+
+
+def test_a_model_without_a_run_is_an_error(run, tmp_path):
+    status, out, err = run(f"--mean_with={tmp_path / 'none'}")
+    assert (status, out) == (2, "")
+    assert re.search(r"\nerror: [^\n]*none[^\n]*\n$", err)
 
 
 def test_the_entropy_of_the_play_is_printed(small, tmp_path, run):

@@ -332,20 +332,21 @@ def test_after_a_signal_it_says_how_to_resume(tmp_path, monkeypatch, capsys, sig
 
 
 @pytest.mark.parametrize(
-    ("recipe", "init_from", "workdir"),
+    ("recipe", "init_from", "teachers", "workdir"),
     [
-        ("configs/tiny.py", "", "runs/tiny"),
-        ("/a b/gpt2.py:small", "", "runs/gpt2-small"),
-        ("configs/tiny.py", "/a b/gpt2", "runs/gpt2"),
-        ("configs/small.py", "{run}", "runs/run-small"),
+        ("configs/tiny.py", "", "", "runs/tiny"),
+        ("/a b/gpt2.py:small", "", "", "runs/gpt2-small"),
+        ("configs/tiny.py", "/a b/gpt2", "", "runs/gpt2"),
+        ("configs/small.py", "{run}", "", "runs/run-small"),
+        ("configs/tiny.py", "", "runs/a,runs/b", "runs/tiny-distilled"),
     ],
 )
 def test_the_default_folder_is_named_after_what_the_run_begins_from(
-    recipe, init_from, workdir, tmp_path
+    recipe, init_from, teachers, workdir, tmp_path
 ):
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     init_from = init_from.format(run=tmp_path / "run")
-    assert str(train.default_workdir(recipe, init_from)) == workdir
+    assert str(train.default_workdir(recipe, init_from, teachers)) == workdir
 
 
 def test_the_command_for_a_new_run_names_a_folder_that_does_not_exist(tmp_path):

@@ -81,7 +81,7 @@ def drawn() -> Drawn:
     draw = Drawer.draw
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Drawer, "draw", spy)
-        batch = make_maker(config.tune, False).make(parts).batch(0, state)
+        batch = make_maker(config, False).make(parts).batch(0, state)
     return Drawn(config, state.params, answers, flat(batch), flat(batch["metrics"]))
 
 
@@ -153,7 +153,7 @@ def test_10_an_instruction_is_written_as_in_the_rows_that_the_run_learned(
     prompt = Sums().prompt(0, 0, False)
     config = make_config(INSTRUCTIONS, model={"vocab_size": len(ALPHABET)})
     parts, state = make_parts(config, TOKENIZER)
-    batch = flat(make_maker(config.tune, False).make(parts).batch(0, state))
+    batch = flat(make_maker(config, False).make(parts).batch(0, state))
     seen: list[np.ndarray] = []
     stream = completion.stream
 
@@ -204,7 +204,7 @@ def test_13_whether_prompts_are_learned_is_a_setting(mask_prompt: bool) -> None:
     tune = INSTRUCTIONS | {"mask_prompt": mask_prompt}
     config = make_config(tune, model={"vocab_size": len(ALPHABET)})
     parts, state = make_parts(config, TOKENIZER)
-    batch = flat(make_maker(config.tune, False).make(parts).batch(0, state))
+    batch = flat(make_maker(config, False).make(parts).batch(0, state))
     for tokens, weights in zip(batch["tokens"], batch["weights"], strict=True):
         learned = TOKENIZER.decode(tokens[1:][weights > 0])
         assert learned.endswith("\n")

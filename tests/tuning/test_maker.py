@@ -10,7 +10,7 @@ import train
 from support import ROOT
 from tuned import instructed, make_config, make_parts, pretrained
 
-from gpt_jax.config import TuneConfig
+from gpt_jax.config import Config, TuneConfig
 from gpt_jax.errors import UserError
 from gpt_jax.text import ByteTokenizer, CharTokenizer, make_tokenizer, save_tokenizer
 from gpt_jax.training import loop
@@ -198,11 +198,11 @@ def test_a_template_is_the_runs_or_the_named_one_or_its_origins_or_the_tasks(
 
 
 def test_only_a_new_run_without_an_origin_gets_the_tokenizer_of_its_task() -> None:
-    c = TuneConfig(objective="instructions", task="sums")
+    c = Config(tune=TuneConfig(objective="instructions", task="sums"))
     tokenizer = make_maker(c, has_origin=False).tokenizer
     assert tokenizer is not None and tokenizer.vocab_size == 13
     assert make_maker(c, has_origin=True).tokenizer is None
-    assert make_maker(TuneConfig(), has_origin=False).tokenizer is None
+    assert make_maker(Config(), has_origin=False).tokenizer is None
 
 
 def test_unknown_names_are_refused_in_python_too() -> None:

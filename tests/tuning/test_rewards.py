@@ -26,7 +26,7 @@ def make(tune: dict[str, Any], **train: Any) -> tuple[Rewards, TrainState]:
     model = {"vocab_size": len(ALPHABET)}
     config = make_config(REWARDS | tune, model=model, train={"batch_size": 16} | train)
     parts, state = make_parts(config, TOKENIZER)
-    objective = make_maker(config.tune, True).make(parts)
+    objective = make_maker(config, True).make(parts)
     assert isinstance(objective, Rewards)
     return objective, state.replace(params=jax.tree.map(lambda p: 2 * p, state.params))
 

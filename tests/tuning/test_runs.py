@@ -243,7 +243,7 @@ def test_data_may_move_but_not_change(example: Callable[[str], Example], tmp_pat
     stop_after(2, config, tmp_path / "run", origin)
     lines = data.read_text(encoding="utf-8").splitlines(keepends=True)
     data.write_text("".join(reversed(lines)), encoding="utf-8")
-    with pytest.raises(UserError, match=r"pairs\.jsonl is not the data with which the run in"):
+    with pytest.raises(UserError, match=r"pairs\.jsonl is not what the run in"):
         train(config, tmp_path / "run")
     data.unlink()
     moved.write_text("".join(lines), encoding="utf-8")

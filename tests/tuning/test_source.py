@@ -31,7 +31,7 @@ def objective(path: Path, rows: list[dict[str, Any]], tokenizer: Any = BYTES, **
         train={"batch_size": 4},
     )
     parts, state = make_parts(config, tokenizer)
-    return make_maker(config.tune, True).make(parts), state
+    return make_maker(config, True).make(parts), state
 
 
 def row(prompt: str, answer: str = "b") -> dict[str, str]:
@@ -152,7 +152,7 @@ def test_training_prompts_depend_on_the_seed_and_held_out_ones_do_not() -> None:
         config = make_config({"objective": "instructions", "task": "sums"},
                              train={"seed": seed}, model={"vocab_size": 13})  # fmt: skip
         parts, _ = make_parts(config, CharTokenizer("\n+0123456789="))
-        source = make_maker(config.tune, False).make(parts)._source  # type: ignore[attr-defined]
+        source = make_maker(config, False).make(parts)._source  # type: ignore[attr-defined]
         return [source.prompt(i, held_out).text for i in range(5)]
 
     assert prompts(0, True) == prompts(1, True)
