@@ -7,6 +7,7 @@ No jax.
 import dataclasses
 
 from gpt_jax.config.setting import (
+    ABOVE_ZERO_TO_1000,
     ALLOWED,
     ANY,
     BELOW_ONE,
@@ -252,7 +253,9 @@ class TuneConfig(Section, name="tune"):
     reward: str = setting("", ANY, "rewards: path:function, instead of the task's judge")
     group_size: int = setting(8, GROUP, "rewards: answers per prompt; divides train.batch_size")
     answer_tokens: int = setting(256, POSITIVE, "rewards: tokens of the longest answer")
-    temperature: float = setting(1.0, POSITIVE, "rewards: answers are drawn at this temperature")
+    temperature: float = setting(
+        1.0, ABOVE_ZERO_TO_1000, "rewards: answers are drawn at this temperature"
+    )
     divisor: str = setting(
         "constant", one_of("constant", "tokens", "sequence"),
         "rewards: a token counts 1 / (answers x answer_tokens), 1 / (tokens of all answers), or "

@@ -21,6 +21,7 @@ from gpt_jax.runs import (
 )
 from gpt_jax.runs.checkpoints import Checkpoints
 from gpt_jax.runs.recovery import restore_newest
+from gpt_jax.training.distillation import teacher_folders
 from gpt_jax.training.origin import BEST, Origin, open_origin, read_origin, recorded_origin
 from gpt_jax.training.patience import last_step
 from gpt_jax.training.reference import keep_reference
@@ -74,9 +75,8 @@ def _read_folder(
 ) -> Opened:
     if config.tune.data:
         config = config.with_values("tune", data=str(absolute(config.tune.data)))
-    if folders := config.train.teachers:
-        folders = ",".join(str(absolute(folder)) for folder in folders.split(","))
-        config = config.with_values("train", teachers=folders)
+    teachers = ",".join(map(str, teacher_folders(config.train.teachers)))
+    config = config.with_values("train", teachers=teachers)
     record = read_record(workdir)
     if record is None or _never_began(workdir):
         origin = open_origin(Path(init_from), init_step) if init_from else None

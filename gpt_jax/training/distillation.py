@@ -24,6 +24,7 @@ from jax.sharding import Mesh, NamedSharding
 from gpt_jax.config import GPTConfig
 from gpt_jax.devices import activations_over
 from gpt_jax.errors import UserError
+from gpt_jax.files import absolute
 from gpt_jax.model import GPT
 from gpt_jax.runs import existing_record
 from gpt_jax.text import Tokenizer, make_tokenizer, windows
@@ -142,6 +143,11 @@ def _check(theirs: GPTConfig, tokenizer: Tokenizer, folder: Path, parts: Parts) 
             f"{ours.block_size}: give a teacher with at least as long a context, or a smaller "
             "model.block_size"
         )
+
+
+def teacher_folders(setting: str) -> list[Path]:
+    """The absolute folders in `train.teachers`."""
+    return [absolute(folder.strip()) for folder in setting.split(",") if folder.strip()]
 
 
 @dataclasses.dataclass(frozen=True)

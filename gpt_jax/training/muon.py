@@ -38,11 +38,13 @@ def muon(
         beta=c.matrix_momentum,
         weight_dimension_numbers=matrix_axes,
     )
-    iterations = optax.stateless(lambda updates, _: orthogonalized(updates, cast(Mesh, mesh)))
+
+    def finished(updates: Any, params: Any) -> Any:
+        return scaled_by_shape(orthogonalized(updates, cast(Mesh, mesh)) if is_shared else updates)
+
     return optax.chain(
         momentum,
-        iterations if is_shared else optax.identity(),
-        optax.stateless(scaled_by_shape),
+        optax.stateless(finished),
         optax.add_decayed_weights(c.weight_decay),
         optax.scale_by_learning_rate(lambda count: ratio * schedule(count)),
     )
@@ -122,7 +124,7 @@ def matrix_axes(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(axes, params)
 
 
-def scaled_by_shape(updates: Any, params: Any = None) -> Any:
+def scaled_by_shape(updates: Any) -> Any:
     """Scales up the update of a matrix with more outputs than inputs, by the root of their ratio.
 
     Jordan's factor: an orthogonal update of any shape then moves the outputs equally far.

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from gpt_jax.config import Config, TuneConfig
 from gpt_jax.errors import UserError
-from gpt_jax.files import absolute, expanded, read_json
+from gpt_jax.files import expanded, read_json
 from gpt_jax.text import BPETokenizer, CharTokenizer, Tokenizer
-from gpt_jax.training.distillation import DistillationMaker
+from gpt_jax.training.distillation import DistillationMaker, teacher_folders
 from gpt_jax.training.objective import LANGUAGE, Maker, Objective, Parts
 from gpt_jax.tuning.instructions import Instructions
 from gpt_jax.tuning.preferences import Preferences
@@ -27,14 +27,14 @@ def make_maker(config: Config, has_origin: bool) -> Maker:
     Raises:
       UserError: for settings that contradict each other, or a reward that cannot be loaded.
     """
-    c, folders = config.tune, config.train.teachers
+    c, folders = config.tune, teacher_folders(config.train.teachers)
     if folders and c.objective != "language":
         raise UserError(
             f"train.teachers are for pre-training, not for tune.objective = {c.objective!r}: leave "
             "one of them out"
         )
     if folders:
-        return DistillationMaker([absolute(folder) for folder in folders.split(",")])
+        return DistillationMaker(folders)
     return LANGUAGE if c.objective == "language" else _Tuning(c, has_origin)
 
 

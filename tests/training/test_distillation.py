@@ -3,6 +3,7 @@
 import contextlib
 import io
 import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,12 @@ from gpt_jax.model.gpt import GPT
 from gpt_jax.runs.record import read_record
 from gpt_jax.text import play
 from gpt_jax.training import loop
-from gpt_jax.training.distillation import Teacher, distillation_losses, mean_probabilities
+from gpt_jax.training.distillation import (
+    Teacher,
+    distillation_losses,
+    mean_probabilities,
+    teacher_folders,
+)
 from gpt_jax.training.log import read_metrics
 from gpt_jax.training.stopping import FINISHED
 from gpt_jax.tuning import make_maker
@@ -153,6 +159,12 @@ def test_what_cannot_teach_is_refused_in_a_sentence(
     with pytest.raises(UserError, match=re.escape(words)):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_folders_are_separated_by_commas(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert teacher_folders("a, /b,") == [tmp_path / "a", Path("/b")]
+    assert teacher_folders("") == []
 
 
 def test_teachers_are_for_pre_training_only():

