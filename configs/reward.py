@@ -2,8 +2,8 @@
 
     python scripts/train.py --config=configs/reward.py --init_from=runs/play-instruct
 
-Three minutes on 2 cores (AMD Zen 4). The share of answers that fulfil all conditions rises from 81
-to 83 %, the mean of three seeds, and from 47 to 56 % at temperature 1 (docs/tuning.md).
+Four minutes on 2 cores (AMD Zen 4). The share of answers that fulfil all conditions rises from 92 to
+97 %, the mean of two seeds (docs/tuning.md).
 """
 
 from ml_collections import ConfigDict
@@ -12,13 +12,13 @@ from gpt_jax.config import default_config
 
 
 def get_config() -> ConfigDict:
-    """32 prompts with 8 answers each per step. A higher rate, or fewer answers, unlearns."""
+    """32 prompts with 8 answers each per step."""
     config = default_config()
     config.tune.objective = "rewards"
     config.tune.task = "play"
     config.tune.group_size = 8
     config.tune.answer_tokens = 60
-    # As answers are drawn in use. At 1, the words that are asked for improve half as much.
+    # As in use. At 1, the same model reached 77.5 instead of 83.3 %.
     config.tune.temperature = 0.8
     config.model.dropout = 0.0
     config.optimizer.name = "adam"
