@@ -2,8 +2,8 @@
 
     python scripts/train.py --config=configs/reward.py --init_from=runs/play-instruct
 
-Four minutes on 2 cores (AMD Zen 4). The share of answers that fulfil all conditions rises from 92 to
-97 %, the mean of two seeds (docs/tuning.md).
+Four minutes on 2 cores (AMD Zen 4). The share of answers that fulfil all conditions rises from 92
+to 97 %, the mean of two seeds (docs/tuning.md).
 """
 
 from ml_collections import ConfigDict
