@@ -1,6 +1,7 @@
 """Ctrl-C, SIGTERM and SIGHUP end every script with one line, whatever it does at that moment."""
 
 import ast
+import importlib
 import os
 import signal
 import subprocess
@@ -97,7 +98,13 @@ def test_every_script_handles_signals_before_its_slow_imports(script):
     assert others[0] == ("early_exit" if script.stem == "command_line" else "command_line")
 
 
-def test_a_program_that_imports_a_script_keeps_its_handlers():
-    import command_line  # noqa: F401 - with early_exit.
-
-    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+def test_a_program_that_imports_a_script_keeps_its_handlers(monkeypatch):
+    """Whatever handler it began with: a shell's background jobs begin with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        for name in ("command_line", "early_exit"):  # Imports early_exit.
+            monkeypatch.delitem(sys.modules, name, raising=False)
+        importlib.import_module("command_line")
+        assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
