@@ -68,7 +68,7 @@ def evaluate(values: flags.FlagValues, words: list[str]) -> None:
 
     set_up_compiler()
     has_corpus = existing_record(workdir).config.data.corpus != NO_CORPUS
-    if values.task and not has_corpus:
+    if values.task and not has_corpus and not values.mean_with:
         start_devices(MeshConfig(), values.num_prompts)
         found = None
     else:

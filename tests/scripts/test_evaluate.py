@@ -217,6 +217,8 @@ def test_a_run_without_a_corpus_is_judged_by_its_task_alone(run, tmp_path, lenie
     status, out, err = run(workdir=tmp_path / "run")
     assert (status, out) == (2, "")
     assert "was tuned without a corpus, so there is no text to evaluate it on: give --task" in err
+    status, _, err = run("--task=sums", "--mean_with=runs/other", workdir=tmp_path / "run")
+    assert status == 2 and "was tuned without a corpus" in err
 
 
 def test_the_options_of_sampling_reach_the_answers(run, tuned):
