@@ -195,6 +195,10 @@ class TrainConfig(Section, name="train"):
     microbatch_size: int = setting(
         0, NOT_NEGATIVE, "windows at a time on one device; 0 = automatic", on_resume=FREE
     )
+    temperature: float = setting(
+        1.0, ABOVE_ZERO_TO_1000,
+        "the loss of training divides the logits by it; below 1, the trained model is less sure",
+    )  # fmt: skip
     teachers: str = setting(
         "", ANY,
         "folders of runs, separated by commas: the mean of their distributions is learned instead "

@@ -52,10 +52,16 @@ class Distillation(Language):
         Raises UserError for a folder without a run, another tokenizer or a shorter context.
         """
         super().__init__(parts)
-        self.losses = distillation_losses
         self._teachers = [open_teacher(folder, parts) for folder in folders]
         digests = "".join(teacher.sha256 for teacher in self._teachers)
         self.data_sha256 = hashlib.sha256(digests.encode()).hexdigest()
+
+    def losses(
+        self, model: GPT, params: Any, rows: Any, keys_M: Array | None
+    ) -> tuple[Array, Metrics]:
+        """`distillation_losses` at the temperature of training."""
+        temperature = self._parts.config.train.temperature
+        return distillation_losses(model, params, rows, keys_M, temperature)
 
     def batch(self, step: int, state: TrainState | None = None) -> Any:
         """The windows of a step (A, M, W), and the teachers' mean probabilities (A, M, T, V)."""
@@ -67,14 +73,18 @@ class Distillation(Language):
 
 
 def distillation_losses(
-    model: GPT, params: Any, rows: dict[str, Array], keys_M: Array | None
+    model: GPT,
+    params: Any,
+    rows: dict[str, Array],
+    keys_M: Array | None,
+    temperature: float = 1.0,
 ) -> tuple[Array, Metrics]:
     """The mean cross-entropy of each window with the teachers in nats per token, shape (M,).
 
-    Rows: `windows` (M, W), `targets` (M, T, V).
+    Rows: `windows` (M, W), `targets` (M, T, V). `temperature`: divides the student's logits.
     """
-    logits_MTV = model.apply({"params": params}, rows["windows"][:, :-1], keys_M)
-    return optax.softmax_cross_entropy(logits_MTV, rows["targets"]).mean(-1), {}
+    logits_MTV = cast(Array, model.apply({"params": params}, rows["windows"][:, :-1], keys_M))
+    return optax.softmax_cross_entropy(logits_MTV / temperature, rows["targets"]).mean(-1), {}
 
 
 def mean_probabilities(teachers: Sequence[Teacher], windows_AMW: Array) -> Array:

@@ -14,10 +14,11 @@ import numpy as np
 
 from gpt_jax.config import Config
 from gpt_jax.devices import BatchLayout
+from gpt_jax.model import GPT
 from gpt_jax.sampling import encode_prompt, known_prompt
 from gpt_jax.text import Tokenizer, windows
 from gpt_jax.training.state import TrainState
-from gpt_jax.training.step import EvalStep, RowLosses, mean_loss, window_losses
+from gpt_jax.training.step import EvalStep, Metrics, RowLosses, mean_loss, window_losses
 
 Poll = Callable[[], None]  # Called between batches; may raise.
 
@@ -129,10 +130,15 @@ class Maker(Protocol):
 class Language(Objective):
     """Pre-training: the next token of the corpus, in windows at random places."""
 
-    losses: RowLosses = staticmethod(window_losses)
-
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
+
+    def losses(
+        self, model: GPT, params: Any, windows_MW: Any, keys_M: jax.Array | None
+    ) -> tuple[jax.Array, Metrics]:
+        """`window_losses` at the temperature of training."""
+        temperature = self._parts.config.train.temperature
+        return window_losses(model, params, windows_MW, keys_M, temperature)
 
     def batch(self, step: int, state: TrainState | None = None) -> jax.Array:
         """The windows of a step, shape (A, M, W)."""

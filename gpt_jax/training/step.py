@@ -31,17 +31,32 @@ EvalStep = Callable[[Any, Any], Array]
 RowLosses = Callable[[GPT, Any, Any, Array | None], tuple[Array, Metrics]]
 
 
-def token_losses(model: GPT, params: Any, windows_BW: Array, keys_B: Array | None = None) -> Array:
-    """Cross-entropy of every target in nats, shape (B, T). Keys turn dropout on."""
-    logits_BTV = model.apply({"params": params}, windows_BW[:, :-1], keys_B)
-    return optax.softmax_cross_entropy_with_integer_labels(logits_BTV, windows_BW[:, 1:])
+def token_losses(
+    model: GPT,
+    params: Any,
+    windows_BW: Array,
+    keys_B: Array | None = None,
+    temperature: float = 1.0,
+) -> Array:
+    """Cross-entropy of every target in nats, shape (B, T). Keys turn dropout on.
+
+    `temperature`: divides the logits.
+    """
+    logits_BTV = cast(Array, model.apply({"params": params}, windows_BW[:, :-1], keys_B))
+    return optax.softmax_cross_entropy_with_integer_labels(
+        logits_BTV / temperature, windows_BW[:, 1:]
+    )
 
 
 def window_losses(
-    model: GPT, params: Any, windows_BW: Array, keys_B: Array | None = None
+    model: GPT,
+    params: Any,
+    windows_BW: Array,
+    keys_B: Array | None = None,
+    temperature: float = 1.0,
 ) -> tuple[Array, Metrics]:
-    """Mean cross-entropy of each window in nats per token, shape (B,). Keys turn dropout on."""
-    return token_losses(model, params, windows_BW, keys_B).mean(-1), {}
+    """Mean of `token_losses` over each window, in nats per token, shape (B,)."""
+    return token_losses(model, params, windows_BW, keys_B, temperature).mean(-1), {}
 
 
 def row_keys(key: Array, step: Array, a: int, m: int) -> Array:

@@ -60,12 +60,15 @@ def test_targets_are_the_mean_of_the_teachers_distributions(taught):
     assert np.abs(expected[0] - expected[1]).max() > 0.1
 
 
-def test_the_loss_is_the_cross_entropy_with_the_targets(taught):
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_the_loss_is_the_cross_entropy_with_the_targets(taught, temperature):
     teachers, batch, p = taught
     model, params = GPT(teachers[0].config), teachers[0].params
     rows = {"windows": np.asarray(batch).reshape(-1, 17), "targets": p[1]}
-    losses, _ = distillation_losses(model, params, rows, None)
-    expected = -(p[1] * np.log(p[0])).sum(-1).mean(-1)
+    losses, _ = distillation_losses(model, params, rows, None, temperature)
+    log_p = np.log(p[0]) / temperature
+    log_p = log_p - np.log(np.exp(log_p).sum(-1, keepdims=True))
+    expected = -(p[1] * log_p).sum(-1).mean(-1)
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
 
 
