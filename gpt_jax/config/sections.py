@@ -59,6 +59,9 @@ class GPTConfig(Section, name="model", on_resume=FIXED):
     )
     norm: str = setting("layer", one_of("layer", "rms"), "LayerNorm, or RMSNorm (scale only)")
     qk_norm: bool = setting(False, ANY, "RMSNorm on every query and key")
+    exclusive_attention: bool = setting(
+        False, ANY, "a head's output loses its component along the position's own value"
+    )
     activation: str = setting(
         "gelu", one_of("gelu", "gelu_tanh", "relu2", "swiglu"),
         "activation of the MLP: exact GELU, GPT-2's GELU, squared ReLU, or SwiGLU with its own "

@@ -1,5 +1,5 @@
 """Causal attention over whole windows, with dropout and a gradient; by cuDNN; over a KV cache.
-Rotary positions. blocks.py fills the cache.
+Rotary positions; exclusive attention. blocks.py fills the cache.
 
 Shapes (the suffix of a name): B rows, T time of the queries, S time of the keys, H heads, N rows
 times heads, D width of a head, P half of D.
@@ -21,6 +21,7 @@ from gpt_jax.model.layers import einsum
 MAX_QUERY_BLOCKS, MIN_QUERY_BLOCK = 4, 128
 ROTARY_BASE = 10_000.0
 MASKED = -1e30
+SMALLEST_SQUARE = 1e-9  # A value of zeros has no direction.
 MAX_SITES = 1 << 16  # Above any site of a model: each block of queries has a mask of its own.
 
 
@@ -92,6 +93,19 @@ def cudnn_attention(q_BTHD: Array, k_BSHD: Array, v_BSHD: Array) -> Array:
         q_BTHD, k_BSHD, v_BSHD, is_causal=True, implementation="cudnn"
     )
     return y_BTHD.astype(jnp.float32)
+
+
+def exclude_own_value(y_BTHD: Array, v_BTHD: Array) -> Array:
+    """y minus its component along v: what a position gets from attention is only about others.
+
+    Exclusive self attention (Zhai, 2026, arXiv:2603.09078).
+
+    Args:
+      v_BTHD: may have fewer heads, each shared by several consecutive heads of y.
+    """
+    v_BTHD = jnp.repeat(v_BTHD, y_BTHD.shape[2] // v_BTHD.shape[2], axis=2)
+    square_BTH1 = (v_BTHD**2).sum(-1, keepdims=True) + SMALLEST_SQUARE
+    return y_BTHD - (y_BTHD * v_BTHD).sum(-1, keepdims=True) / square_BTH1 * v_BTHD
 
 
 def attention_weights(q_BTHD: Array, k_BSHD: Array, dtype: str) -> Array:

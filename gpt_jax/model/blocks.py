@@ -17,7 +17,13 @@ from jax import Array, lax
 
 from gpt_jax.config import GPTConfig
 from gpt_jax.model.activations import ACTIVATIONS
-from gpt_jax.model.attention import cached_attention, causal_attention, cudnn_attention, rotate
+from gpt_jax.model.attention import (
+    cached_attention,
+    causal_attention,
+    cudnn_attention,
+    exclude_own_value,
+    rotate,
+)
 from gpt_jax.model.dropout import dropout
 from gpt_jax.model.initializers import residual_stddev
 from gpt_jax.model.layers import Dense, LayerNorm, RMSNorm, einsum
@@ -73,6 +79,8 @@ class Attention(nn.Module):
             k_BTHD, v_BTHD = (jnp.repeat(x, self.groups, axis=2) for x in (k_BTHD, v_BTHD))
             q, k, v = (constrain(x, "heads", None) for x in (q_BTHD, k_BTHD, v_BTHD))
             y_BTHD = causal_attention(q, k, v, keys_B, site, rate, dtype)
+        if self.config.exclusive_attention:
+            y_BTHD = exclude_own_value(y_BTHD, v_BTHD)
         return dropout(self.c_proj(y_BTHD), keys_B, site + 1, rate)
 
     def _heads(self, x_BTC: Array, start: Array | int) -> tuple[Array, ...]:
@@ -91,7 +99,8 @@ class Attention(nn.Module):
         self, x_BTC: Array, cache: KeysValues, start: Array, first_B: Array | int = 0
     ) -> tuple[Array, KeysValues]:
         """Writes the keys and values of x into the cache at `start`; attends over the cache."""
-        q_BHTD, k_BHTD, v_BHTD = (x.swapaxes(1, 2) for x in self._heads(x_BTC, start - first_B))
+        q_BTHD, k_BTHD, v_BTHD = self._heads(x_BTC, start - first_B)
+        q_BHTD, k_BHTD, v_BHTD = (x.swapaxes(1, 2) for x in (q_BTHD, k_BTHD, v_BTHD))
         rows, _, time, width = k_BHTD.shape
         q_NTD, k_NTD, v_NTD = (
             x.reshape(rows * self.config.kv_heads, -1, width) for x in (q_BHTD, k_BHTD, v_BHTD)
@@ -100,8 +109,10 @@ class Attention(nn.Module):
         v_NSD = lax.dynamic_update_slice_in_dim(cache[1], v_NTD, start, axis=1)
         first_N = jnp.repeat(first_B, self.config.kv_heads) if isinstance(first_B, Array) else 0
         y_NTD = cached_attention(q_NTD, k_NSD, v_NSD, start, self.groups, first_N)
-        y_BTC = y_NTD.reshape(q_BHTD.shape).swapaxes(1, 2).reshape(rows, time, -1)
-        return self._project(y_BTC), (k_NSD, v_NSD)
+        y_BTHD = y_NTD.reshape(q_BHTD.shape).swapaxes(1, 2)
+        if self.config.exclusive_attention:
+            y_BTHD = exclude_own_value(y_BTHD, v_BTHD)
+        return self._project(y_BTHD.reshape(rows, time, -1)), (k_NSD, v_NSD)
 
     def _project(self, y_BTC: Array) -> Array:
         """`c_proj` of joined heads. With separate heads, XLA:CPU transposes the kernel for every

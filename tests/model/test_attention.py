@@ -8,7 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpt_jax.model.attention import MAX_SITES, causal_attention, cudnn_attention, rotate
+from gpt_jax.model.attention import (
+    MAX_SITES,
+    causal_attention,
+    cudnn_attention,
+    exclude_own_value,
+    rotate,
+)
 from gpt_jax.model.dropout import dropout
 
 KEYS = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), np.arange(2))
@@ -25,6 +31,25 @@ def test_attention_matches_numpy():
                 expected[b, t, h] = weights / weights.sum() @ v[b, : t + 1, h]
     actual = causal_attention(*map(jnp.asarray, (q, k, v)), None, 0, 0.5)
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_exclusive_attention_keeps_what_is_orthogonal_to_the_own_value(groups):
+    rng = np.random.default_rng(0)
+    y, v = rng.normal(size=(2, 3, 4, 8)), rng.normal(size=(2, 3, 4 // groups, 8))
+    found = np.asarray(exclude_own_value(jnp.asarray(y), jnp.asarray(v)))
+    v = np.repeat(v, groups, axis=2)
+    np.testing.assert_allclose((found * v).sum(-1), 0, atol=1e-5)
+    lost = y - found  # Parallel to v: their product is that of their lengths.
+    lengths = np.linalg.norm(lost, axis=-1) * np.linalg.norm(v, axis=-1)
+    np.testing.assert_allclose(np.abs((lost * v).sum(-1)), lengths, rtol=1e-4)
+
+
+def test_a_value_of_zeros_excludes_nothing():
+    y = jnp.ones((1, 1, 1, 4))
+    np.testing.assert_array_equal(exclude_own_value(y, 0 * y), y)
+    gradient = jax.grad(lambda v: exclude_own_value(y, v).sum())(0 * y)
+    assert np.isfinite(gradient).all()
 
 
 def test_rotated_scores_depend_only_on_the_distance():

@@ -291,6 +291,21 @@ def test_decoding_matches_the_whole_model_for_every_combination(config, values, 
     np.testing.assert_allclose(np.concatenate([first, second], 1), whole, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("n_kv_head", [0, 2])
+def test_decoding_with_exclusive_attention_matches_the_whole_model(config, n_kv_head):
+    config = dataclasses.replace(
+        config, n_head=4, n_kv_head=n_kv_head, block_size=6, exclusive_attention=True
+    )
+    params, tokens = init(config), tokens_of(config)
+    params = jax.tree.map(lambda p: 3 * p, params)  # So that attention changes the stream.
+    first, cache = decode(config, params, tokens[:, :4], init_cache(config, 2), 0)
+    second, _ = decode(config, params, tokens[:, 4:], cache, 4)
+    whole = apply(config, params, tokens)
+    np.testing.assert_allclose(np.concatenate([first, second], 1), whole, atol=1e-5, rtol=1e-5)
+    plain = apply(dataclasses.replace(config, exclusive_attention=False), params, tokens)
+    assert np.abs(plain - whole).max() > 1e-3
+
+
 def test_cache_has_a_slot_for_every_position_of_every_block(config):
     cache = init_cache(dataclasses.replace(config, n_layer=3), 5)
     assert [k.shape for k, _ in cache] == [v.shape for _, v in cache] == [(10, 16, 8)] * 3
