@@ -22,6 +22,7 @@ def get_config() -> ConfigDict:
     config.model.activation = "relu2"
     config.model.zero_init = True
     config.model.embedding_skip = True
+    config.model.exclusive_attention = True
     config.optimizer.name = "muon"
     config.optimizer.learning_rate = 4e-3
     config.optimizer.min_learning_rate = 0.0
@@ -31,4 +32,5 @@ def get_config() -> ConfigDict:
     config.optimizer.b1 = 0.8
     config.optimizer.b2 = 0.95
     config.optimizer.weight_decay = 0.1
+    config.train.temperature = 0.83
     return config
