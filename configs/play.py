@@ -11,7 +11,10 @@ from gpt_jax.config import default_config
 
 
 def get_config() -> ConfigDict:
-    """speedrun's block and optimizer. Byte pairs make texts four times shorter than characters."""
+    """speedrun's optimizer, and its block without exclusive attention.
+
+    Byte pairs make texts four times shorter than characters.
+    """
     config = default_config()
     config.data.corpus = "builtin"
     config.data.tokenizer = "bpe"
