@@ -200,7 +200,8 @@ class TrainConfig(Section, name="train"):
     )
     temperature: float = setting(
         1.0, ABOVE_ZERO_TO_1000,
-        "the loss of training divides the logits by it; below 1, the trained model is less sure",
+        "pre-training: the loss divides the logits by it; below 1, the trained model is less sure "
+        "of itself",
     )  # fmt: skip
     teachers: str = setting(
         "", ANY,
