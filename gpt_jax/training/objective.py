@@ -18,7 +18,7 @@ from gpt_jax.model import GPT
 from gpt_jax.sampling import encode_prompt, known_prompt
 from gpt_jax.text import Tokenizer, windows
 from gpt_jax.training.state import TrainState
-from gpt_jax.training.step import EvalStep, Metrics, RowLosses, mean_loss, window_losses
+from gpt_jax.training.step import EvalStep, Metrics, RowLosses, mean_loss, token_losses
 
 Poll = Callable[[], None]  # Called between batches; may raise.
 
@@ -136,9 +136,9 @@ class Language(Objective):
     def losses(
         self, model: GPT, params: Any, windows_MW: Any, keys_M: jax.Array | None
     ) -> tuple[jax.Array, Metrics]:
-        """`window_losses` at the temperature of training."""
+        """The mean of `token_losses` over each window, at the temperature of training, (M,)."""
         temperature = self._parts.config.train.temperature
-        return window_losses(model, params, windows_MW, keys_M, temperature)
+        return token_losses(model, params, windows_MW, keys_M, temperature).mean(-1), {}
 
     def batch(self, step: int, state: TrainState | None = None) -> jax.Array:
         """The windows of a step, shape (A, M, W)."""

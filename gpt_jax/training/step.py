@@ -49,14 +49,10 @@ def token_losses(
 
 
 def window_losses(
-    model: GPT,
-    params: Any,
-    windows_BW: Array,
-    keys_B: Array | None = None,
-    temperature: float = 1.0,
+    model: GPT, params: Any, windows_BW: Array, keys_B: Array | None = None
 ) -> tuple[Array, Metrics]:
-    """Mean of `token_losses` over each window, in nats per token, shape (B,)."""
-    return token_losses(model, params, windows_BW, keys_B, temperature).mean(-1), {}
+    """Mean cross-entropy of each window in nats per token, shape (B,). Keys turn dropout on."""
+    return token_losses(model, params, windows_BW, keys_B).mean(-1), {}
 
 
 def row_keys(key: Array, step: Array, a: int, m: int) -> Array:
