@@ -91,11 +91,14 @@ class GPT(nn.Module):
         Returns: float32 logits, shape (B, T, V), and the cache including the new tokens.
         """
         e_BTC = x_BTC = self._embed(tokens_BT, start, first_B)
+
+        @nn.jit  # As in run_blocks.
+        def run(block: Block, x_BTC: Array, keys_values: KeysValues) -> tuple[Array, KeysValues]:
+            return block.decode(self._stream(x_BTC, e_BTC), keys_values, start, first_B)
+
         new = []
         for block, keys_values in zip(self.h, cache, strict=True):
-            x_BTC, keys_values = block.decode(
-                self._stream(x_BTC, e_BTC), keys_values, start, first_B
-            )
+            x_BTC, keys_values = run(block, x_BTC, keys_values)
             new.append(keys_values)
         return self._logits(x_BTC), tuple(new)
 

@@ -56,6 +56,7 @@ def _digests(tree: Any) -> Any:
     return jax.tree.map(_digest, _without_keys(tree))
 
 
+@jax.jit  # Traced once per shape: arrays of all blocks and of Adam's averages share theirs.
 def _digest(x: jax.Array) -> jax.Array:
     """Sum over elements of their bits as an integer, times an odd number that depends on the place.
 

@@ -24,10 +24,8 @@ def finish(
     Raises:
       Stopped: if asked to stop; the resumed run writes the sample.
     """
-    with monitor.doing("evaluating"):
-        estimate = run.tutorial_estimate(state.evaluated)
     _draw_curve(run)
-    _print_loss(run, monitor, estimate)
+    _print_loss(run, monitor)
     if int(state.step) < run.config.train.steps:
         monitor.say_facts([("ended", _early_end(run, checkpoints, int(state.step)))])
     if not (run.objective.prompt().text or run.config.sample.prompt == ""):
@@ -59,7 +57,7 @@ def _draw_curve(run: Run) -> None:
 
 
 @processes.on_first
-def _print_loss(run: Run, monitor: Monitor, estimate: float | None) -> None:
+def _print_loss(run: Run, monitor: Monitor) -> None:
     entries = read_metrics(run.workdir / "metrics.jsonl") or [{}]  # Its lines may be damaged.
     name = run.objective.shown[0]
     value = entries[-1].get(f"val/{name}")
@@ -67,11 +65,7 @@ def _print_loss(run: Run, monitor: Monitor, estimate: float | None) -> None:
     result = f"validation {name} {value:.4f}"
     if not run.is_tuned:
         result += f" nats per token, {run.bits_per_byte(value):.4f} bits per byte"
-    rows = [("result", result)]
-    if estimate is not None:
-        rows.append(("", f"tutorial_estimate {estimate:.4f}, comparable only with the tutorial's"))
-    rows.append(("curve", short_path(run.workdir / "loss.png", 60)))
     monitor.say("")
-    monitor.say_facts(rows)
+    monitor.say_facts([("result", result), ("curve", short_path(run.workdir / "loss.png", 60))])
     if sentence := stand_in(read_record(run.workdir)):
         monitor.say(f"note: {sentence}")

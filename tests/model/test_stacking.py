@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from gpt_jax.model.blocks import Block
 from gpt_jax.model.gpt import GPT
 from gpt_jax.model.stacking import stack, unrolled, unstack
 
@@ -51,6 +52,31 @@ def test_unstack_reverses_stack(config):
     again = unstack(stacked)
     assert again.keys() == params.keys()
     jax.tree.map(np.testing.assert_array_equal, again, params)
+
+
+@pytest.fixture
+def traced(monkeypatch):
+    """The blocks that have been traced since, by name."""
+    names = []
+
+    def call(block, *arguments):
+        names.append(block.name)
+        return original(block, *arguments)
+
+    original = Block.__call__
+    monkeypatch.setattr(Block, "__call__", call)
+    return names
+
+
+def test_unrolled_blocks_are_traced_once_but_initialized_one_by_one(config, traced):
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    params = nn.unbox(init.__wrapped__(config))
+    assert traced == ["h_0", "h_1"]
+    kernels = [params[name]["mlp"]["c_fc"]["kernel"] for name in traced]
+    assert not np.array_equal(*kernels)
+    del traced[:]
+    jax.eval_shape(lambda: GPT(config).apply({"params": params}, tokens))
+    assert traced == ["h_0"]
 
 
 @partial(jax.jit, static_argnums=0)

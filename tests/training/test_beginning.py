@@ -78,7 +78,7 @@ def test_a_run_of_no_steps_holds_the_weights_and_can_be_sampled_and_evaluated(co
     assert (entry["step"], entry["val/loss"]) == (0, pytest.approx(found.loss, abs=1e-6))
     assert model.val_loss == entry["val/loss"]
     assert found.tutorial_estimate is None  # It is in nats per character.
-    assert f"{entry['val/loss']:.4f}" in out and "tutorial_estimate" not in out
+    assert f"{entry['val/loss']:.4f}" in out
     config = config.with_values("train", steps=0)
     assert loop.train(config, workdir, init_from=SOURCE) == ALREADY_FINISHED
 

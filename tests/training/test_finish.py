@@ -26,5 +26,5 @@ def test_the_final_loss_is_that_of_the_last_line_or_nan(tmp_path, log, loss):
     objective = SimpleNamespace(shown=("loss",))
     run, said = SimpleNamespace(workdir=tmp_path, bits_per_byte=lambda loss: loss), []
     run.objective, run.is_tuned = objective, False
-    _print_loss(run, SimpleNamespace(say=said.append, say_facts=said.append), None)
+    _print_loss(run, SimpleNamespace(say=said.append, say_facts=said.append))
     assert said[1][0] == ("result", f"validation loss {loss} nats per token, {loss} bits per byte")

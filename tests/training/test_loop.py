@@ -145,7 +145,8 @@ def test_a_run_prints_what_it_trains_its_losses_and_a_sample(finished):
     assert re.search(r"steps +10 of 8 x 16 = 128 tokens: 0\.4 epochs", finished.out)
     assert re.search(r"devices +1 x cpu", finished.out)
     assert re.search(r"\n +4 +\d\.\d{4} +\d\.\d{4} ", finished.out)
-    assert re.search(r"validation loss .* bits per byte\n +tutorial_estimate \d\.\d", finished.out)
+    assert re.search(r"\nresult +validation loss \d\.\d{4} nats per token, ", finished.out)
+    assert "tutorial_estimate" not in finished.out
 
 
 def test_on_a_cpu_the_run_waits_for_every_step(finished):
