@@ -23,6 +23,7 @@ def get_config() -> ConfigDict:
     config.model.zero_init = True
     config.model.embedding_skip = True
     config.model.exclusive_attention = True
+    config.model.short_convolution = 3
     config.optimizer.name = "muon"
     config.optimizer.learning_rate = 4e-3
     config.optimizer.min_learning_rate = 0.0

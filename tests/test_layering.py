@@ -30,7 +30,7 @@ HOUSE = {
     ],
     "model": [
         *("random_bits", "dropout", "initializers", "activations", "layers", "attention"),
-        *("blocks", "stacking", "gpt"),
+        *("convolution", "blocks", "stacking", "gpt"),
     ],
     "devices": [
         *("jax_settings", "hardware", "device_count", "mesh", "batch_layout", "sharding"),

@@ -62,6 +62,10 @@ class GPTConfig(Section, name="model", on_resume=FIXED):
     exclusive_attention: bool = setting(
         False, ANY, "a head's output loses its component along the position's own value"
     )
+    short_convolution: int = setting(
+        0, NOT_NEGATIVE,
+        "positions, this one included, that a convolution before attention and MLP reads; 0 = none",
+    )  # fmt: skip
     activation: str = setting(
         "gelu", one_of("gelu", "gelu_tanh", "relu2", "swiglu"),
         "activation of the MLP: exact GELU, GPT-2's GELU, squared ReLU, or SwiGLU with its own "

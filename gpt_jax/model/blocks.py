@@ -24,11 +24,14 @@ from gpt_jax.model.attention import (
     exclude_own_value,
     rotate,
 )
+from gpt_jax.model.convolution import ShortConvolution
 from gpt_jax.model.dropout import dropout
 from gpt_jax.model.initializers import residual_stddev
 from gpt_jax.model.layers import Dense, LayerNorm, RMSNorm, einsum
 
-KeysValues = tuple[Array, Array]  # The KV cache of one block: shape (N, S, D) each.
+# The cache of one block: keys and values, (N, S, D) each. With short convolutions, also the inputs
+# of both, (B, S, C) each.
+BlockCache = tuple[Array, ...]
 
 
 def constrain(x: Array, *names: str | None) -> Array:
@@ -96,8 +99,8 @@ class Attention(nn.Module):
         return q, k, v
 
     def decode(
-        self, x_BTC: Array, cache: KeysValues, start: Array, first_B: Array | int = 0
-    ) -> tuple[Array, KeysValues]:
+        self, x_BTC: Array, cache: BlockCache, start: Array, first_B: Array | int = 0
+    ) -> tuple[Array, BlockCache]:
         """Writes the keys and values of x into the cache at `start`; attends over the cache."""
         q_BTHD, k_BTHD, v_BTHD = self._heads(x_BTC, start - first_B)
         q_BHTD, k_BHTD, v_BHTD = (x.swapaxes(1, 2) for x in (q_BTHD, k_BTHD, v_BTHD))
@@ -156,15 +159,31 @@ class Block(nn.Module):
     def setup(self) -> None:
         self.ln_1, self.attn = norm(self.config), Attention(self.config)
         self.ln_2, self.mlp = norm(self.config), MLP(self.config)
+        if self.config.short_convolution:
+            self.conv_1, self.conv_2 = ShortConvolution(self.config), ShortConvolution(self.config)
 
     def __call__(self, x_BTC: Array, keys_B: Array | None, site: Array | int) -> Array:
-        x_BTC = x_BTC + constrain(self.attn(self.ln_1(x_BTC), keys_B, site), None)
-        return x_BTC + constrain(self.mlp(self.ln_2(x_BTC), keys_B, site + 2), None)
+        h_BTC = self.ln_1(x_BTC)
+        if self.config.short_convolution:
+            h_BTC = self.conv_1(h_BTC)
+        x_BTC = x_BTC + constrain(self.attn(h_BTC, keys_B, site), None)
+        h_BTC = self.ln_2(x_BTC)
+        if self.config.short_convolution:
+            h_BTC = self.conv_2(h_BTC)
+        return x_BTC + constrain(self.mlp(h_BTC, keys_B, site + 2), None)
 
     def decode(
-        self, x_BTC: Array, cache: KeysValues, start: Array, first_B: Array | int = 0
-    ) -> tuple[Array, KeysValues]:
+        self, x_BTC: Array, cache: BlockCache, start: Array, first_B: Array | int = 0
+    ) -> tuple[Array, BlockCache]:
         """The block without dropout, for tokens that follow those in its cache. See GPT.decode."""
-        y_BTC, cache = self.attn.decode(self.ln_1(x_BTC), cache, start, first_B)
+        keys_values, inputs = cache[:2], cache[2:]
+        h_BTC = self.ln_1(x_BTC)
+        if inputs:
+            h_BTC, inputs_1 = self.conv_1.decode(h_BTC, inputs[0], start, first_B)
+        y_BTC, keys_values = self.attn.decode(h_BTC, keys_values, start, first_B)
         x_BTC = x_BTC + y_BTC
-        return x_BTC + self.mlp(self.ln_2(x_BTC), None, 0), cache
+        h_BTC = self.ln_2(x_BTC)
+        if inputs:
+            h_BTC, inputs_2 = self.conv_2.decode(h_BTC, inputs[1], start, first_B)
+            inputs = inputs_1, inputs_2
+        return x_BTC + self.mlp(h_BTC, None, 0), (*keys_values, *inputs)

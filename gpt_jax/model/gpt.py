@@ -20,12 +20,12 @@ from jax import Array, lax
 
 from gpt_jax.config import GPTConfig
 from gpt_jax.model.activations import softcap
-from gpt_jax.model.blocks import Block, KeysValues, constrain, norm
+from gpt_jax.model.blocks import Block, BlockCache, constrain, norm
 from gpt_jax.model.initializers import INIT_STDDEV, named, normal
 from gpt_jax.model.layers import Dense, einsum
 from gpt_jax.model.stacking import run_blocks
 
-Cache = tuple[KeysValues, ...]  # The KV cache: one pair per block.
+Cache = tuple[BlockCache, ...]  # The KV cache: one for each block.
 
 
 def init_cache(config: GPTConfig, rows: int) -> Cache:
@@ -35,8 +35,10 @@ def init_cache(config: GPTConfig, rows: int) -> Cache:
     token (attention of configs/tiny.py: 37 us a token instead of 11). With positions before heads
     it also copies the cache of several rows.
     """
-    shape = (rows * config.kv_heads, config.block_size, config.head_dim)
-    return tuple((jnp.zeros(shape), jnp.zeros(shape)) for _ in range(config.n_layer))
+    heads = (rows * config.kv_heads, config.block_size, config.head_dim)
+    stream = (rows, config.block_size, config.n_embd)
+    shapes = [heads, heads, stream, stream] if config.short_convolution else [heads, heads]
+    return tuple(tuple(map(jnp.zeros, shapes)) for _ in range(config.n_layer))
 
 
 class GPT(nn.Module):
@@ -93,13 +95,13 @@ class GPT(nn.Module):
         e_BTC = x_BTC = self._embed(tokens_BT, start, first_B)
 
         @nn.jit  # As in run_blocks.
-        def run(block: Block, x_BTC: Array, keys_values: KeysValues) -> tuple[Array, KeysValues]:
-            return block.decode(self._stream(x_BTC, e_BTC), keys_values, start, first_B)
+        def run(block: Block, x_BTC: Array, block_cache: BlockCache) -> tuple[Array, BlockCache]:
+            return block.decode(self._stream(x_BTC, e_BTC), block_cache, start, first_B)
 
         new = []
-        for block, keys_values in zip(self.h, cache, strict=True):
-            x_BTC, keys_values = run(block, x_BTC, keys_values)
-            new.append(keys_values)
+        for block, block_cache in zip(self.h, cache, strict=True):
+            x_BTC, block_cache = run(block, x_BTC, block_cache)
+            new.append(block_cache)
         return self._logits(x_BTC), tuple(new)
 
     def _embed(self, tokens_BT: Array, start: Array | int, first_B: Array | int = 0) -> Array:

@@ -121,12 +121,12 @@ def _insert(cache: Cache, one: Cache, row: Array, shift: Array) -> Cache:
     return jax.tree.map(put, cache, one)
 
 
-@partial(jax.jit, static_argnames="heads")
-def _rows(cache: Cache, rows_B: Array, heads: int) -> Cache:
-    """A cache of the chosen rows of another; they may repeat."""
+@partial(jax.jit, static_argnames="rows")
+def _rows(cache: Cache, rows_B: Array, rows: int) -> Cache:
+    """A cache of the chosen rows of another, which has `rows`; they may repeat."""
 
     def take(x_NSD: Array) -> Array:
-        x_BHSD = x_NSD.reshape(-1, heads, *x_NSD.shape[1:])
+        x_BHSD = x_NSD.reshape(rows, -1, *x_NSD.shape[1:])
         return x_BHSD[rows_B].reshape(-1, *x_NSD.shape[1:])
 
     return jax.tree.map(take, cache)
@@ -258,5 +258,5 @@ class Slots:
         """Makes the batch another number of rows; the texts come first."""
         kept = [row for row, slot in enumerate(self._rows) if slot is not None]
         chosen = np.resize(np.array(kept or [0]), rows)  # Rows beyond `kept` are never read.
-        self._cache = _rows(self._cache, chosen, self._config.kv_heads)
+        self._cache = _rows(self._cache, chosen, len(self._rows))
         self._rows = [*(self._rows[row] for row in kept), *[None] * (rows - len(kept))]

@@ -74,8 +74,9 @@ def check_windows(config: GPTConfig, rows: int, devices: Sequence[jax.Device]) -
 def check_sampling(config: GPTConfig, num_samples: int, devices: Sequence[jax.Device]) -> None:
     """Raises UserError if the devices cannot hold the KV cache of so many samples."""
     rows = -(-num_samples // len(devices))
-    numbers = 2 * config.n_layer * rows * config.kv_heads * config.block_size * config.head_dim
-    check("sampling", devices, {CACHE: 4 * numbers})
+    width = config.kv_heads * config.head_dim
+    width += config.n_embd if config.short_convolution else 0
+    check("sampling", devices, {CACHE: 4 * 2 * config.n_layer * rows * config.block_size * width})
 
 
 def check(action: str, devices: Sequence[jax.Device], needs: Mapping[str, int]) -> None:

@@ -306,6 +306,25 @@ def test_decoding_with_exclusive_attention_matches_the_whole_model(config, n_kv_
     assert np.abs(plain - whole).max() > 1e-3
 
 
+@pytest.mark.parametrize("n_kv_head", [0, 2])
+def test_decoding_with_short_convolutions_matches_the_whole_model(config, n_kv_head):
+    config = dataclasses.replace(
+        config, n_layer=2, n_head=4, n_kv_head=n_kv_head, block_size=6, short_convolution=3
+    )
+    params, tokens = init(config), tokens_of(config)
+    assert params["h_0"]["conv_1"]["taps"].tolist() == [[1.0] * 16, [0.0] * 16, [0.0] * 16]
+    params = jax.tree.map(lambda p: p + 0.2 * jnp.cos(jnp.arange(p.size)).reshape(p.shape), params)
+    whole = apply(config, params, tokens)
+    logits, cache = decode(config, params, tokens[:, :2], init_cache(config, 2), 0)
+    found = [logits]
+    for place in range(2, 6):
+        logits, cache = decode(config, params, tokens[:, place : place + 1], cache, place)
+        found.append(logits)
+    np.testing.assert_allclose(np.concatenate(found, 1), whole, atol=1e-5, rtol=1e-5)
+    params["h_1"]["conv_2"]["taps"] *= jnp.array([[1.0], [1.0], [0.0]])
+    assert np.abs(apply(config, params, tokens) - whole).max() > 1e-3
+
+
 def test_cache_has_a_slot_for_every_position_of_every_block(config):
     cache = init_cache(dataclasses.replace(config, n_layer=3), 5)
     assert [k.shape for k, _ in cache] == [v.shape for _, v in cache] == [(10, 16, 8)] * 3
