@@ -16,6 +16,7 @@ HOUSE = {
     "config": ["setting", "sections", "config", "table", "cluster"],
     "text": [
         *(
+            "grammar",
             "play",
             "derivation",
             "utf8_files",

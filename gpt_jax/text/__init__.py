@@ -33,6 +33,7 @@ __all__ = [
     "corpus",
     "derivation",
     "encoded",
+    "grammar",
     "load_corpus",
     "load_tokenizer",
     "make_tokenizer",

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 
-from gpt_jax.text.play import SPEECH, Choice, Node
+from gpt_jax.text.grammar import Choice, Node
+from gpt_jax.text.play import SPEECH
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import pytest
 
 from gpt_jax.text import play
 from gpt_jax.text.derivation import Made, read_speech
+from gpt_jax.text.grammar import Node
 
 SPEECHES = [speech.text for speech in islice(play.speeches(3), 200)]
 
@@ -16,7 +17,7 @@ def test_every_speech_is_read_to_its_end() -> None:
     assert all(read_speech(text).is_speech for text in SPEECHES)
 
 
-def cost(node: play.Node, choices: Iterator[Made]) -> float:
+def cost(node: Node, choices: Iterator[Made]) -> float:
     """-log p of the choices of a derivation, each taken from `choices` in the order of the text."""
     if isinstance(node, str):
         return 0.0

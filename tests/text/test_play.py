@@ -15,8 +15,8 @@ from math import log, sqrt
 
 import pytest
 
-from gpt_jax.text import play
-from gpt_jax.text.play import Choice, Node
+from gpt_jax.text import grammar, play
+from gpt_jax.text.grammar import Choice, Node
 
 ALPHABET = set("\n !$&',-.3:;?" + string.ascii_letters)
 
@@ -102,7 +102,7 @@ def derivations(node: Node, text: str, start: int) -> list[tuple[int, float]]:
 
 def choice_of(rules: str) -> Choice:
     """The choice that the last of `rules` defines."""
-    node = list(play.read(rules, {}).values())[-1]
+    node = list(grammar.read(rules, {}).values())[-1]
     assert isinstance(node, Choice)
     return node
 
@@ -137,7 +137,7 @@ def test_rules_give_the_right_texts_and_probabilities() -> None:
 
 def test_a_rule_sees_only_the_rules_above_it() -> None:
     with pytest.raises(KeyError, match="later"):
-        play.read("first = 1 a {later}\nlater = 1 b", {})
+        grammar.read("first = 1 a {later}\nlater = 1 b", {})
 
 
 def test_the_alphabet_is_that_of_tiny_shakespeare() -> None:
@@ -225,7 +225,7 @@ def test_a_uniform_number_chooses_by_weight() -> None:
         (1 - 2**-53, "elm", 0.75),
     ):
         pieces: list[str] = []
-        nats = play.draw(choice, iter([uniform]).__next__, pieces)
+        nats = grammar.draw(choice, iter([uniform]).__next__, pieces)
         assert nats == pytest.approx(-log(probability))
         assert "".join(pieces) == text
 
@@ -234,7 +234,7 @@ def test_expectation_equals_that_over_all_texts() -> None:
     found = texts(SMALL)
     entropy = -sum(p * log(p) for _, p in found)
     length = sum(p * len(text) for text, p in found)
-    assert play.expectation(SMALL) == pytest.approx((entropy, length))
+    assert grammar.expectation(SMALL) == pytest.approx((entropy, length))
 
 
 def test_the_loss_of_the_play_is_near_the_entropy_rate() -> None:

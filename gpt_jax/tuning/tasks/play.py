@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from gpt_jax.text import play
+from gpt_jax.text import grammar
 from gpt_jax.text.derivation import Reading, read_speech
-from gpt_jax.text.play import CALLS, SPEAKERS, SPEECH, WORLD
+from gpt_jax.text.play import CALLS, SPEAKERS, SPEECH, WORLD, write
 from gpt_jax.tuning.tasks.task import Prompt, Verdict, is_held_out
 
 LONGEST = 192  # Characters of a speech: it fits into a window of 320 with any prompt.
@@ -24,7 +24,7 @@ SUBJECTS = ("the bells", "salt", "the sea", "bread", "the light", "love")
 ASKED = 0.8  # The share of prompts that name a condition, for each condition.
 
 # How a prompt is worded; {who}, {topic}, {number} and {word} stand for the conditions.
-WORDINGS = play.read(
+WORDINGS = grammar.read(
     """
 lead = 3 Let {who} speak | 2 Give us {who} | 2 We would hear {who} | 1 Bring on {who}
   | 1 Now comes {who} | 1 Write a speech for {who}
@@ -38,7 +38,7 @@ close = 4 . | 1 !
 )
 
 _TOPICS: dict[str, Any] = {
-    name: node for name, node in play.read(WORLD, {}).items() if name in CALLS
+    name: node for name, node in grammar.read(WORLD, {}).items() if name in CALLS
 }
 
 
@@ -60,7 +60,7 @@ class Play:
     @property
     def alphabet(self) -> str:
         """The characters of the grammar. They are not needed to read or draw: 0.3 s."""
-        return "".join(sorted(set(play.write())))
+        return "".join(sorted(set(write())))
 
     def prompt(self, seed: int, index: int, held_out: bool) -> Prompt:
         """Prompt number `index`. The answer is drawn first; the conditions are taken from it."""
@@ -90,7 +90,7 @@ def _short_speech(draw: Callable[[], float]) -> Reading:
     """A speech that fits, of at most three sentences."""
     while True:
         pieces: list[str] = []
-        play.draw(SPEECH, draw, pieces)
+        grammar.draw(SPEECH, draw, pieces)
         text = "".join(pieces)
         if len(text) <= LONGEST and (reading := read_speech(text)).count("sentence") < len(NUMBERS):
             return reading
@@ -126,7 +126,7 @@ def _worded(wish: Wish, draw: Callable[[], float]) -> str:
 
 def _phrase(rule: str, draw: Callable[[], float]) -> str:
     pieces: list[str] = []
-    play.draw(WORDINGS[rule], draw, pieces)
+    grammar.draw(WORDINGS[rule], draw, pieces)
     return "".join(pieces)
 
 
