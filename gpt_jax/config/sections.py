@@ -22,6 +22,7 @@ from gpt_jax.config.setting import (
     POSITIVE,
     REST_OR_POSITIVE,
     TOKENIZER,
+    UP_TO_16,
     UP_TO_256,
     UP_TO_1000,
     UP_TO_1024,
@@ -63,7 +64,7 @@ class GPTConfig(Section, name="model", on_resume=FIXED):
         False, ANY, "a head's output loses its component along the position's own value"
     )
     short_convolution: int = setting(
-        0, NOT_NEGATIVE,
+        0, UP_TO_16,
         "positions, this one included, that a convolution before attention and MLP reads; 0 = none",
     )  # fmt: skip
     activation: str = setting(
