@@ -157,7 +157,7 @@ def test_a_failure_after_the_tensors_leaves_nothing(trained, tmp_path, monkeypat
 
 def test_a_model_that_is_not_a_gpt2_is_rejected_with_all_reasons(trained, tmp_path):
     llama = {"position": "rotary", "norm": "rms", "qk_norm": True, "activation": "swiglu"}
-    llama |= {"n_kv_head": 1, "logit_softcap": 15.0}
+    llama |= {"n_kv_head": 1, "logit_softcap": 15.0, "short_convolution": 3}
     fields = {field.name: field.default for field in dataclasses.fields(GPTConfig)}
     switches = {name for name, default in fields.items() if default is False} - export.EXPORTED
     llama |= dict.fromkeys(switches, True)
