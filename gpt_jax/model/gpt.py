@@ -33,7 +33,7 @@ def init_cache(config: GPTConfig, rows: int) -> Cache:
 
     Rows and heads share one axis. As two axes, XLA:CPU copies the cache of a single row for every
     token (attention of configs/tiny.py: 37 us a token instead of 11). With positions before heads
-    it also copies the cache of several rows.
+    it also copies the cache of several rows. Short convolutions have no heads.
     """
     heads = (rows * config.kv_heads, config.block_size, config.head_dim)
     stream = (rows, config.block_size, config.n_embd)
