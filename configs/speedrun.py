@@ -2,7 +2,7 @@
 
     python scripts/train.py --config=configs/speedrun.py
 
-About 8 minutes on 2 cores (AMD Zen 4), 15 on one. Validation loss @MEAN@ nats per character at the
+About 8 minutes on 2 cores (AMD Zen 4), 15 on one. Validation loss 1.4065 nats per character at the
 last step, mean of seeds 0 to 4. docs/speedrun.md has the rules, how each setting was chosen, and
 the experiments that did not help.
 """
