@@ -37,7 +37,7 @@ def run_blocks(config: GPTConfig, blocks: Any, run: Run, x_BTC: Array) -> Array:
         run = nn.remat(run, prevent_cse=not config.scan_layers)
     if not config.scan_layers:
         # Traced once for all blocks, so that a second start takes 4 s instead of 5. Not while they
-        # are initialized: `nn.jit` would give all blocks the same parameters.
+        # are initialized: with `nn.jit` a seed would give other parameters.
         run = run if blocks[0].is_initializing() else nn.jit(run)
         for layer, block in enumerate(blocks):
             x_BTC = run(block, x_BTC, jnp.asarray(layer))
