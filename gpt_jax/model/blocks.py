@@ -150,7 +150,10 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then MLP. Each reads the normalized stream and adds its result to the stream."""
+    """Attention, then MLP. Each reads the normalized stream and adds its result to the stream.
+
+    With `short_convolution`, each reads a convolution of the normalized stream.
+    """
 
     config: GPTConfig
 
